@@ -1,0 +1,1 @@
+"""The contract: all that the author of a backend, store, network or observer must read."""

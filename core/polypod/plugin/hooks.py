@@ -1,0 +1,117 @@
+"""The hook specifications. A plugin subclasses `Hooks`, marks what it overrides, and offers one instance.
+
+::
+
+    from polypod.plugin import Hooks, hookimpl, override
+
+    class MyPlugin(Hooks):
+        @override
+        @hookimpl
+        def polypod_runtime_types(self) -> Sequence[RuntimeType]:
+            return [RuntimeType(name="mine", …)]
+
+    plugin = MyPlugin()          # the entry point of group "polypod" names this object
+
+Four kinds, nothing else: *offer* (once, at boot), *choose* (first answer wins, per sandbox, pure),
+*adjust* (per container, may be async, under a deadline), *observe* (may not fail a call).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Sequence
+
+import pluggy
+
+from polypod.plugin.ids import ContainerId, SandboxId
+from polypod.plugin.images import ImageStoreType
+from polypod.plugin.network import NetworkType
+from polypod.plugin.observer import CommandType, ObserverType
+from polypod.plugin.oci import OciConfig
+from polypod.plugin.requests import ContainerConfig, SandboxConfig, SandboxRequest
+from polypod.plugin.runtime import RuntimeType
+from polypod.plugin.services import ExitStatus
+
+PROJECT = "polypod"
+hookspec = pluggy.HookspecMarker(PROJECT)
+hookimpl = pluggy.HookimplMarker(PROJECT)
+
+
+class Hooks:
+    """Every hook of polypod, grouped by kind; the bodies answer "nothing"."""
+
+    # Offer: called once, when the server starts.
+
+    @hookspec
+    def polypod_runtime_types(self) -> Sequence[RuntimeType]:
+        """Offer runtime types; one that cannot work here is offered with its reason in ``unusable``."""
+        return ()
+
+    @hookspec
+    def polypod_image_stores(self) -> Sequence[ImageStoreType]:
+        """Offer image stores."""
+        return ()
+
+    @hookspec
+    def polypod_network_types(self) -> Sequence[NetworkType]:
+        """Offer networks."""
+        return ()
+
+    @hookspec
+    def polypod_observers(self) -> Sequence[ObserverType]:
+        """Offer observers: opened with services, told of everything, able to update and evict."""
+        return ()
+
+    @hookspec
+    def polypod_commands(self) -> Sequence[CommandType]:
+        """Offer sub-commands of the ``polypod`` command."""
+        return ()
+
+    # Choose: called for each RunPodSandbox; synchronous and pure.
+
+    @hookspec(firstresult=True)
+    def polypod_choose_handler(self, request: SandboxRequest) -> str | None:
+        """Name another configured handler for this sandbox, or None to have no opinion.
+
+        Raises:
+            FailedPrecondition: the sandbox may not run here; the text is the reason.
+        """
+
+    # Adjust: called for each container before any backend sees it.
+
+    @hookspec
+    def polypod_adjust_container(
+        self,
+        container_id: ContainerId,
+        sandbox: SandboxConfig,
+        request: ContainerConfig,
+        config: OciConfig,
+    ) -> OciConfig | Awaitable[OciConfig] | None:
+        """Return a changed OCI config, or None to leave it. May be a coroutine function."""
+
+    # Observe: called after the fact; what they raise is logged and goes nowhere else.
+
+    @hookspec
+    def polypod_sandbox_ready(
+        self, sandbox_id: SandboxId, sandbox: SandboxConfig, handler: str
+    ) -> None:
+        """Called when a sandbox became READY."""
+
+    @hookspec
+    def polypod_sandbox_stopped(self, sandbox_id: SandboxId) -> None:
+        """Called when a sandbox became NOTREADY, asked or not."""
+
+    @hookspec
+    def polypod_sandbox_removed(self, sandbox_id: SandboxId) -> None:
+        """Called when a sandbox and all that was its own is gone."""
+
+    @hookspec
+    def polypod_container_started(self, container_id: ContainerId, pid: int | None) -> None:
+        """Called when a container's program executes."""
+
+    @hookspec
+    def polypod_container_exited(self, container_id: ContainerId, status: ExitStatus) -> None:
+        """Called once for each container whose program is gone."""
+
+    @hookspec
+    def polypod_container_removed(self, container_id: ContainerId) -> None:
+        """Called when a container is gone."""
