@@ -18,6 +18,7 @@ Four kinds, nothing else: *offer* (once, at boot), *choose* (first answer wins, 
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Awaitable, Sequence
 
 import pluggy
@@ -30,6 +31,13 @@ from polypod.plugin.oci import OciConfig
 from polypod.plugin.requests import ContainerConfig, SandboxConfig, SandboxRequest
 from polypod.plugin.runtime import RuntimeType
 from polypod.plugin.services import ExitStatus
+
+if sys.version_info >= (3, 12):
+    from typing import override
+else:
+    from typing_extensions import override
+
+__all__ = ["PROJECT", "Hooks", "hookimpl", "hookspec", "override"]
 
 PROJECT = "polypod"
 hookspec = pluggy.HookspecMarker(PROJECT)

@@ -1,0 +1,47 @@
+"""The entry point: offers the native bridge."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Sequence
+
+from polypod.plugin.hooks import Hooks, hookimpl, override
+from polypod.plugin.network import Network, NetworkContext, NetworkType
+
+
+class NetworkPlugin(Hooks):
+    """Offers ``bridge``."""
+
+    @override
+    @hookimpl
+    def polypod_network_types(self) -> Sequence[NetworkType]:
+        """Offer the native bridge."""
+        return (
+            NetworkType(
+                name="bridge",
+                summary="veth pairs on a bridge of ours: netlink, nftables, own leases",
+                open=_open,
+                unusable=_why_unusable(),
+            ),
+        )
+
+
+async def _open(context: NetworkContext) -> Network:
+    # Imported when it is opened: offering it costs nothing.
+    from polypod_network.bridge import open_bridge
+
+    return await open_bridge(context)
+
+
+def _why_unusable() -> str:
+    if os.geteuid() != 0:
+        return "needs root (CAP_NET_ADMIN) to make links and nftables rules"
+    try:
+        socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 12).close()
+    except OSError as error:
+        return f"the kernel has no nfnetlink: {error}"
+    return ""
+
+
+plugin = NetworkPlugin()
