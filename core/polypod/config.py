@@ -1,0 +1,276 @@
+"""The configuration: one TOML file and ``--set key=value``, checked into frozen dataclasses.
+
+Unknown keys are errors that name the nearest known key. ``[handlers.NAME.options]``,
+``[images]``, ``[network]`` and ``[plugins.NAME]`` belong to plugins, who check their own.
+
+`default_text` prints the whole default with a comment per key; the comments are the metadata of the
+dataclasses below, so the file, the ``--help`` and the code cannot disagree.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import json
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, get_type_hints
+
+from polypod.plugin.errors import InvalidArgument
+
+
+def _key(default: Any, help_: str) -> Any:  # noqa: ANN401
+    """Declare a key: its default and the sentence that explains it."""
+    if isinstance(default, (list, dict)):
+        return field(default_factory=lambda: type(default)(default), metadata={"help": help_})
+    return field(default=default, metadata={"help": help_})
+
+
+@dataclass(frozen=True, slots=True)
+class ServerConfig:
+    """``[server]``."""
+
+    listen: str = _key("unix:///run/polypod/polypod.sock", "where the CRI socket is; unix:// only")
+    root: str = _key("/var/lib/polypod", "what survives a reboot: records, images, leases")
+    state: str = _key(
+        "/run/polypod", "what dies with the boot: namespaces, bundles, process sockets"
+    )
+    default_handler: str = _key("namespaces", "the handler of a pod that names none")
+    cgroup_parent: str = _key(
+        "/polypod", "cgroup below which pods without a cgroup_parent of their own live"
+    )
+    state_files: str = _key(
+        "/run/opencontainer/containers",
+        "where each container's state.json is published; empty publishes none",
+    )
+    log_level: str = _key("info", "debug, info, warning or error")
+
+
+@dataclass(frozen=True, slots=True)
+class PluginsConfig:
+    """``[plugins]``."""
+
+    required: list[str] = _key([], "plugins without which the server does not start")
+    disabled: list[str] = _key([], "plugins that are not loaded")
+    order: list[str] = _key([], "the order in which adjust hooks run; others follow by name")
+    hook_timeout_s: float = _key(5.0, "how long one plugin may take to adjust a container, seconds")
+
+
+@dataclass(frozen=True, slots=True)
+class StreamingConfig:
+    """``[streaming]``."""
+
+    address: str = _key("127.0.0.1:0", "where exec, attach and port-forward URLs lead")
+
+
+@dataclass(frozen=True, slots=True)
+class HandlerConfig:
+    """``[handlers.NAME]``: one runtime handler."""
+
+    type: str = _key("namespaces", "the runtime type, as `polypod plugins` lists them")
+    image_store: str = _key("content", "the image store whose root file systems it runs")
+    options: dict[str, Any] = _key({}, "the type's own options")
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """The whole file."""
+
+    server: ServerConfig = ServerConfig()
+    plugins: PluginsConfig = PluginsConfig()
+    streaming: StreamingConfig = StreamingConfig()
+    images: Mapping[str, Any] = field(default_factory=dict)
+    network: Mapping[str, Any] = field(default_factory=lambda: {"type": "bridge"})
+    handlers: Mapping[str, HandlerConfig] = field(
+        default_factory=lambda: {"namespaces": HandlerConfig()}
+    )
+    origins: Mapping[str, str] = field(default_factory=dict)
+    """Key → where its value comes from: ``default``, a file, ``--set``."""
+
+
+_SECTIONS: dict[str, type] = {
+    "server": ServerConfig,
+    "plugins": PluginsConfig,
+    "streaming": StreamingConfig,
+}
+_FREE = ("images", "network")
+_FREE_HELP = {
+    "images": [
+        ("hosts_dir", '"/etc/polypod/hosts.d"', "a tree of HOST/hosts.toml: mirrors per registry"),
+        ("oci_dirs", '["/"]', "directories below which oci:PATH references may lead"),
+    ],
+    "network": [
+        ("type", '"bridge"', "the network type, as `polypod plugins` lists them"),
+        ("subnets", '["10.231.0.0/16", "fd00:10:231::/64"]', "pod addresses, one per family"),
+    ],
+}
+
+
+def load(path: Path | None, overrides: Sequence[str] = ()) -> Config:
+    """Read a file, then apply ``key=value`` overrides (TOML values; bare words are strings).
+
+    Raises:
+        InvalidArgument: naming the file, the key and what it may be.
+    """
+    tree: dict[str, Any] = {}
+    origins: dict[str, str] = {}
+    if path is not None:
+        try:
+            tree = tomllib.loads(path.read_text())
+        except OSError as error:
+            msg = f"configuration {path}: {error.strerror}"
+            raise InvalidArgument(msg) from error
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            msg = f"configuration {path}: {error}"
+            raise InvalidArgument(msg) from error
+        _note_origins(tree, "", str(path), origins)
+    for override in overrides:
+        key = _apply(tree, override)
+        origins[key] = "--set"
+    return _build(tree, origins)
+
+
+def check(path: Path) -> list[str]:
+    """Return what is wrong with a file, one sentence each; an empty list is a good file."""
+    try:
+        config = load(path)
+    except InvalidArgument as error:
+        return [str(error)]
+    problems = []
+    if config.server.default_handler not in config.handlers:
+        problems.append(
+            f"server.default_handler: no handler {config.server.default_handler!r}; "
+            f"configured are {sorted(config.handlers)}"
+        )
+    return problems
+
+
+def show(config: Config) -> list[tuple[str, str, str]]:
+    """Return the effective configuration: (key, JSON value, origin), sorted by key."""
+    flat: dict[str, Any] = {}
+    tree = dataclasses.asdict(config)
+    del tree["origins"]
+    _flatten(tree, "", flat)
+    return [(key, json.dumps(flat[key]), _origin(key, config.origins)) for key in sorted(flat)]
+
+
+def default_text() -> str:
+    """Return the whole default configuration with a comment for each key."""
+    lines = ["# The defaults of polypod. Uncomment what you change.", ""]
+    for name, kind in _SECTIONS.items():
+        lines.append(f"[{name}]")
+        for item in dataclasses.fields(kind):
+            value = getattr(kind(), item.name)
+            lines += [f"# {item.metadata['help']}", f"# {item.name} = {json.dumps(value)}"]
+        lines.append("")
+    for name, rows in _FREE_HELP.items():
+        lines.append(f"[{name}]")
+        for key, value, help_ in rows:
+            lines += [f"# {help_}", f"# {key} = {value}"]
+        lines.append("")
+    lines.append("[handlers.namespaces]")
+    for item in dataclasses.fields(HandlerConfig):
+        if item.name != "options":
+            value = getattr(HandlerConfig(), item.name)
+            lines += [f"# {item.metadata['help']}", f"{item.name} = {json.dumps(value)}"]
+    return "\n".join(lines) + "\n"
+
+
+def _build(tree: Mapping[str, Any], origins: Mapping[str, str]) -> Config:
+    known = {*_SECTIONS, *_FREE, "handlers"}
+    for name in tree:
+        if name not in known:
+            raise InvalidArgument(_unknown(name, known))
+    parts: dict[str, Any] = {
+        name: _section(kind, name, tree.get(name, {})) for name, kind in _SECTIONS.items()
+    }
+    for name in _FREE:
+        value = tree.get(name, {})
+        if not isinstance(value, dict):
+            msg = f"{name}: {value!r} is not a table"
+            raise InvalidArgument(msg)
+        parts[name] = {"type": "bridge", **value} if name == "network" else dict(value)
+    handlers = tree.get("handlers", {"namespaces": {}})
+    if not isinstance(handlers, dict) or not all(isinstance(v, dict) for v in handlers.values()):
+        msg = "handlers: must be tables, [handlers.NAME]"
+        raise InvalidArgument(msg)
+    parts["handlers"] = {
+        name: _section(HandlerConfig, f"handlers.{name}", value) for name, value in handlers.items()
+    }
+    return Config(**parts, origins=dict(origins))
+
+
+def _section(kind: type, name: str, value: object) -> Any:  # noqa: ANN401
+    if not isinstance(value, dict):
+        msg = f"{name}: {value!r} is not a table"
+        raise InvalidArgument(msg)
+    hints = get_type_hints(kind)
+    known = {item.name for item in dataclasses.fields(kind)}
+    checked: dict[str, Any] = {}
+    for key, item in value.items():
+        if key not in known:
+            raise InvalidArgument(_unknown(f"{name}.{key}", {f"{name}.{one}" for one in known}))
+        checked[key] = _typed(f"{name}.{key}", item, hints[key])
+    return kind(**checked)
+
+
+def _typed(key: str, value: object, wanted: Any) -> object:  # noqa: ANN401
+    origin = getattr(wanted, "__origin__", wanted)
+    if origin is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if not isinstance(value, origin) or (isinstance(value, bool) and origin is not bool):
+        msg = f"{key}: {value!r} is not a {getattr(origin, '__name__', origin)}"
+        raise InvalidArgument(msg)
+    if isinstance(value, list) and not all(isinstance(item, str) for item in value):
+        msg = f"{key}: every item of {value!r} must be a string"
+        raise InvalidArgument(msg)
+    return value
+
+
+def _unknown(key: str, known: set[str]) -> str:
+    near = difflib.get_close_matches(key, known, n=1)
+    hint = f"; did you mean {near[0]!r}?" if near else f"; known are {', '.join(sorted(known))}"
+    return f"configuration: unknown key {key!r}{hint}"
+
+
+def _apply(tree: dict[str, Any], override: str) -> str:
+    key, separator, raw = override.partition("=")
+    key = key.strip()
+    if not separator or not key:
+        msg = f"--set {override!r}: give key=value, such as network.type=bridge"
+        raise InvalidArgument(msg)
+    try:
+        value = tomllib.loads(f"v = {raw}")["v"]
+    except tomllib.TOMLDecodeError:
+        value = raw
+    at = tree
+    *path, last = key.split(".")
+    for part in path:
+        at = at.setdefault(part, {})
+        if not isinstance(at, dict):
+            msg = f"--set {override!r}: {part} is not a table"
+            raise InvalidArgument(msg)
+    at[last] = value
+    return key
+
+
+def _note_origins(tree: object, prefix: str, origin: str, origins: dict[str, str]) -> None:
+    if not isinstance(tree, dict):
+        origins[prefix] = origin
+        return
+    for key, value in tree.items():
+        _note_origins(value, f"{prefix}.{key}" if prefix else key, origin, origins)
+
+
+def _flatten(tree: object, prefix: str, flat: dict[str, Any]) -> None:
+    if isinstance(tree, Mapping) and tree:
+        for key, value in tree.items():
+            _flatten(value, f"{prefix}.{key}" if prefix else key, flat)
+    elif not isinstance(tree, Mapping):
+        flat[prefix] = tree
+
+
+def _origin(key: str, origins: Mapping[str, str]) -> str:
+    return origins.get(key, "default")
