@@ -1,0 +1,50 @@
+# The only list of commands. `make help` prints it.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+DEV_INPUTS := requirements-dev.txt constraints.txt core/pyproject.toml $(wildcard plugins/*/pyproject.toml)
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test check fmt types imports bench proto docs clean
+
+help:  ## print this list
+	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: $(STAMP)  ## make .venv with polypod, its plugins and the tools, at pinned versions
+
+$(STAMP): $(DEV_INPUTS)
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check hatchling editables -c constraints.txt
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-build-isolation -r requirements-dev.txt -c constraints.txt
+	touch $@
+
+demo: setup  ## the main job: a server, an image, a pod with logs and exec, through the CRI socket
+	$(BIN)/python -m demo
+
+test: setup  ## every test that this host can run; prints what it had to skip, and why
+	$(BIN)/python -m pytest
+
+check: setup  ## format, lint, types, import contracts, and the tests of the tree itself
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/python -m pytest -q tests/meta
+
+fmt: setup  ## format the code and mend what the linter can mend
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+bench: setup  ## latency, throughput, memory and log rate of this host; a table and bench/out/*.json
+	$(BIN)/python -m bench
+
+proto: setup  ## generate core/polypod/api/v1 from proto/
+	$(BIN)/python -m grpc_tools.protoc -Ipolypod/api/v1=proto/runtime/v1 --python_out=core \
+		--pyi_out=core --grpc_python_out=core polypod/api/v1/api.proto
+
+docs: setup  ## write the generated pages (state diagram)
+	$(BIN)/python -m polypod.lifecycle.diagram docs/lifecycle-states.md
+
+clean:  ## remove .venv and what tools left
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis bench/out

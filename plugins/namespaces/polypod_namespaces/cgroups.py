@@ -1,0 +1,332 @@
+"""The cgroup writer: makes, limits, reads and removes cgroups below our own parent.
+
+Which values go into which files is decided by ``polypod.spec.cgroup`` (pure); this module only does
+what it says, on cgroup v1 with a mount per controller, on hybrid hosts, and on v2.
+
+Spec:
+    Documentation/admin-guide/cgroup-v1 and cgroup-v2.rst.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from polypod.plugin.errors import BackendError, InvalidArgument
+
+_ROOT = Path("/sys/fs/cgroup")
+_CGROUP2_MAGIC = "cgroup2"
+_REMOVE_TRIES = 50
+
+
+@dataclass(frozen=True, slots=True)
+class Hierarchies:
+    """Where the controllers are mounted on this host."""
+
+    version: int
+    controllers: Mapping[str, Path]
+    """v1: controller → mount. v2: every controller → the one mount."""
+    mounts: tuple[Path, ...]
+    """Each hierarchy once, in the order in which a process joins them."""
+
+
+def discover(mountinfo: str | None = None) -> Hierarchies:
+    """Read what this host has.
+
+    Args:
+        mountinfo: the text of ``/proc/self/mountinfo``, for tests.
+
+    Raises:
+        BackendError: no cgroup file system is mounted.
+    """
+    text = Path("/proc/self/mountinfo").read_text() if mountinfo is None else mountinfo
+    first: dict[str, Path] = {}
+    unified: Path | None = None
+    for line in text.splitlines():
+        left, _, right = line.partition(" - ")
+        mount = Path(left.split()[4])
+        fstype, _source, options = (*right.split(maxsplit=2), "", "")[:3]
+        if fstype == "cgroup2":
+            unified = unified or mount
+        elif fstype == "cgroup":
+            for name in _controllers_of(options):
+                first.setdefault(name, mount)
+    if first:
+        return Hierarchies(1, first, tuple(dict.fromkeys(first.values())))
+    if unified is None:
+        msg = "no cgroup file system is mounted below /sys/fs/cgroup: mount one, see polypod doctor"
+        raise BackendError(msg)
+    names = _read_or_empty(unified / "cgroup.controllers").split()
+    return Hierarchies(2, dict.fromkeys(names, unified), (unified,))
+
+
+_V1_CONTROLLERS = frozenset(
+    [
+        "cpu",
+        "cpuacct",
+        "cpuset",
+        "memory",
+        "pids",
+        "devices",
+        "freezer",
+        "blkio",
+        "hugetlb",
+        "net_cls",
+        "net_prio",
+        "perf_event",
+        "rdma",
+    ]
+)
+
+
+def _controllers_of(options: str) -> list[str]:
+    names = [item for item in options.split(",") if item in _V1_CONTROLLERS]
+    # A named hierarchy (systemd's) is joined too, so that its owner finds the processes.
+    return names + [item for item in options.split(",") if item.startswith("name=")]
+
+
+class Cgroups:
+    """The cgroups of one backend. Paths are relative to each hierarchy's root, such as ``/polypod/x``."""
+
+    def __init__(self, hierarchies: Hierarchies) -> None:
+        self.hierarchies = hierarchies
+        self.version = hierarchies.version
+
+    def create(self, path: str) -> list[Path]:
+        """Make a cgroup in every hierarchy; return the directories that had to be made, outermost first."""
+        relative = _checked_path(path)
+        made: list[Path] = []
+        try:
+            for mount in self.hierarchies.mounts:
+                made += self._make(mount, relative)
+        except OSError as error:
+            _remove_all(reversed(made))
+            msg = f"cgroup {path}: {error}"
+            raise BackendError(msg) from error
+        return made
+
+    def apply(self, path: str, files: Mapping[str, Sequence[tuple[str, str]]]) -> None:
+        """Write limits, in the order given.
+
+        Args:
+            path: the cgroup.
+            files: controller → (file, text); on v2 all under ``""``.
+
+        Raises:
+            BackendError: the kernel refused a value, or the controller is missing (E23: a limit that
+                cannot be set fails the call).
+        """
+        relative = _checked_path(path)
+        for controller, writes in files.items():
+            mount = self._mount_of(controller, writes)
+            for name, text in writes:
+                _write(mount / relative / name, text, path)
+
+    def join_descriptors(self, path: str) -> list[int]:
+        """Open the files into which a process writes "0" to join; the caller closes them.
+
+        v1: ``tasks``, because ``cgroup.procs`` waits for every other thread group of the host.
+        """
+        relative = _checked_path(path)
+        name = "tasks" if self.version == 1 else "cgroup.procs"
+        opened: list[int] = []
+        try:
+            opened.extend(
+                os.open(mount / relative / name, os.O_WRONLY | os.O_CLOEXEC)
+                for mount in self.hierarchies.mounts
+            )
+        except OSError as error:
+            for descriptor in opened:
+                os.close(descriptor)
+            msg = f"cgroup {path}: {error}"
+            raise BackendError(msg) from error
+        return opened
+
+    def processes(self, path: str) -> list[int]:
+        """Return the pids in a cgroup and in those below it."""
+        mount = self._any_mount()
+        found: list[int] = []
+        for directory in _walk(mount / _checked_path(path)):
+            found += [int(line) for line in _read_or_empty(directory / "cgroup.procs").split()]
+        return found
+
+    def exists(self, path: str) -> bool:
+        """Tell whether the cgroup is there."""
+        return (self._any_mount() / _checked_path(path)).is_dir()
+
+    def kill(self, path: str, signal: int) -> None:
+        """Signal every process of a cgroup until none is left that was not signalled."""
+        directory = self._any_mount() / _checked_path(path)
+        if self.version == 2 and signal == 9 and (directory / "cgroup.kill").exists():
+            _write(directory / "cgroup.kill", "1", path)
+            return
+        seen: set[int] = set()
+        while True:
+            fresh = [pid for pid in self.processes(path) if pid not in seen]
+            if not fresh:
+                return
+            for pid in fresh:
+                seen.add(pid)
+                _signal(pid, signal)
+
+    def remove(self, path: str) -> None:
+        """Remove a cgroup and those below it in every hierarchy; gone ones are fine.
+
+        Raises:
+            BackendError: processes are still in it.
+        """
+        relative = _checked_path(path)
+        for mount in self.hierarchies.mounts:
+            for directory in reversed(list(_walk(mount / relative))):
+                _rmdir(directory, path)
+
+    def oom_kills(self, path: str) -> int:
+        """Return how often the kernel killed for memory in this cgroup."""
+        relative = _checked_path(path)
+        if self.version == 2:
+            return _field(self._any_mount() / relative / "memory.events", "oom_kill")
+        memory = self.hierarchies.controllers.get("memory")
+        return _field(memory / relative / "memory.oom_control", "oom_kill") if memory else 0
+
+    def children(self, path: str) -> list[str]:
+        """Return the names of the cgroups directly below."""
+        try:
+            with os.scandir(self._any_mount() / _checked_path(path)) as entries:
+                return sorted(item.name for item in entries if item.is_dir(follow_symlinks=False))
+        except FileNotFoundError:
+            return []
+
+    def directory(self, controller: str, path: str) -> Path | None:
+        """Return a controller's directory of the cgroup; None where the host lacks the controller."""
+        mount = self.hierarchies.controllers.get(controller)
+        return mount / _checked_path(path) if mount is not None else None
+
+    def _any_mount(self) -> Path:
+        controllers = self.hierarchies.controllers
+        return controllers.get("pids") or controllers.get("memory") or self.hierarchies.mounts[0]
+
+    def _mount_of(self, controller: str, writes: Sequence[tuple[str, str]]) -> Path:
+        if self.version == 2:
+            return self.hierarchies.mounts[0]
+        mount = self.hierarchies.controllers.get(controller)
+        if mount is None:
+            names = ", ".join(name for name, _text in writes)
+            msg = (
+                f"this host has no cgroup controller {controller!r} for {names}: see polypod doctor"
+            )
+            raise BackendError(msg)
+        return mount
+
+    def _make(self, mount: Path, relative: str) -> list[Path]:
+        missing: list[Path] = []
+        directory = mount / relative
+        try:
+            directory.mkdir(mode=0o755)
+            missing = [directory]
+        except FileExistsError:
+            return []
+        except FileNotFoundError:
+            # A parent is missing: make them one by one, so that cpuset is filled in on each.
+            return self._make(mount, os.path.dirname(relative)) + self._make(mount, relative)
+        if self.version == 1 and mount == self.hierarchies.controllers.get("cpuset"):
+            _inherit_cpuset(directory)
+        if self.version == 2:
+            _delegate(directory.parent)
+        return missing
+
+
+def _checked_path(path: str) -> str:
+    parts = [part for part in path.split("/") if part]
+    if not parts or any(part in (".", "..") or "\0" in part for part in parts):
+        msg = f"cgroup path {path!r}: must name a cgroup below the root, without '..'"
+        raise InvalidArgument(msg)
+    return "/".join(parts)
+
+
+def _walk(directory: Path) -> Iterable[Path]:
+    """The cgroup and all below it, outermost first; a missing one yields nothing."""
+    try:
+        with os.scandir(directory) as entries:
+            inner = [item.path for item in entries if item.is_dir(follow_symlinks=False)]
+    except FileNotFoundError:
+        return
+    yield directory
+    for item in inner:
+        yield from _walk(Path(item))
+
+
+def _inherit_cpuset(directory: Path) -> None:
+    """A v1 cpuset starts without processors, and nothing can join it then."""
+    for name in ("cpuset.cpus", "cpuset.mems"):
+        value = (directory.parent / name).read_text()
+        (directory / name).write_text(value)
+
+
+def _delegate(parent: Path) -> None:
+    """Give children the controllers that the parent has; one that cannot be given is left out."""
+    for name in _read_or_empty(parent / "cgroup.controllers").split():
+        try:
+            (parent / "cgroup.subtree_control").write_text(f"+{name}")
+        except OSError:
+            continue
+
+
+def _write(file: Path, text: str, path: str) -> None:
+    try:
+        descriptor = os.open(file, os.O_WRONLY | os.O_CLOEXEC)
+        try:
+            os.write(descriptor, text.encode())
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        msg = f"cgroup {path}: cannot set {file.name} to {text!r}: {error.strerror}"
+        raise BackendError(msg) from error
+
+
+def _rmdir(directory: Path, path: str) -> None:
+    for attempt in range(_REMOVE_TRIES):
+        try:
+            directory.rmdir()
+            return
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            if error.errno != errno.EBUSY or attempt == _REMOVE_TRIES - 1:
+                msg = f"cgroup {path}: cannot remove {directory}: {error.strerror}"
+                raise BackendError(msg) from error
+            # A dead process leaves its cgroup a moment after it was reaped.
+            time.sleep(0.002)
+
+
+def _remove_all(directories: Iterable[Path]) -> None:
+    for directory in directories:
+        try:
+            directory.rmdir()
+        except OSError:
+            continue
+
+
+def _signal(pid: int, signal: int) -> None:
+    try:
+        os.kill(pid, signal)
+    except ProcessLookupError:
+        return
+
+
+def _read_or_empty(file: Path) -> str:
+    try:
+        return file.read_text()
+    except OSError:
+        return ""
+
+
+def _field(file: Path, name: str) -> int:
+    for line in _read_or_empty(file).splitlines():
+        key, _, value = line.partition(" ")
+        if key == name:
+            return int(value)
+    return 0
