@@ -171,26 +171,33 @@ class BridgeNetwork:
 
     def _connect(self, request: AttachRequest, link: str, addresses: Sequence[Address]) -> None:
         options = self._options
-        pair = links.veth(
-            link,
-            bridge_index=self._bridge_index,
-            namespace_fd=request.namespace,
-            mtu=options.mtu,
-            what=f"sandbox {request.sandbox_id[:13]}",
-        )
         try:
-            transport.send_batch(self._route(), [pair])
+            transport.send_batch(self._route(), [self._pair(request, link)])
         except OSError as error:
-            if error.errno == errno.ENODEV:
-                # Somebody deleted the bridge: make it again, then once more.
-                self._set_up()
-                transport.send_batch(self._route(), [pair])
-            else:
+            if error.errno not in (errno.ENODEV, errno.EINVAL) or self._bridge_exists():
                 raise
+            # Somebody deleted the bridge: make it again, then once more.
+            self._set_up()
+            transport.send_batch(self._route(), [self._pair(request, link)])
         self._configure_pod(request, addresses)
         if options.masquerade:
             added = [nftables.add_pod(options.table, item) for item in addresses]
             transport.send_batch(self._netfilter(), added, envelope=True)
+
+    def _pair(self, request: AttachRequest, link: str) -> transport.Request:
+        return links.veth(
+            link,
+            bridge_index=self._bridge_index,
+            namespace_fd=request.namespace,
+            mtu=self._options.mtu,
+            what=f"sandbox {request.sandbox_id[:13]}",
+        )
+
+    def _bridge_exists(self) -> bool:
+        try:
+            return links.index_of(self._route(), self._options.bridge) == self._bridge_index
+        except OSError:
+            return False
 
     def _configure_pod(self, request: AttachRequest, addresses: Sequence[Address]) -> None:
         options = self._options
@@ -201,7 +208,14 @@ class BridgeNetwork:
         gateways = [gateway(subnet) for subnet in options.subnets]
         with socket.socket(fileno=os.dup(request.netlink)) as sock:
             transport.prepare(sock)
-            transport.send_batch(sock, links.pod_requests(inside, gateways))
+            try:
+                transport.send_batch(sock, links.pod_requests(inside, gateways))
+            except OSError as error:
+                if error.errno != errno.ENODEV:
+                    raise
+                # Not a fresh namespace: the interface has another index than the one we expect.
+                index = links.index_of(sock, links.POD_INTERFACE)
+                transport.send_batch(sock, links.pod_requests(inside, gateways, index))
 
     def _undo_connect(self, link: str, addresses: Sequence[Address]) -> None:
         failures: list[OSError] = []

@@ -71,14 +71,16 @@ def veth(host_name: str, *, bridge_index: int, namespace_fd: int, mtu: int, what
     return Request(_RTM_NEWLINK, flags, payload, f"make veth {host_name} for {what}")
 
 
-def pod_requests(addresses: Sequence[Interface], gateways: Sequence[Interface]) -> list[Request]:
+def pod_requests(
+    addresses: Sequence[Interface], gateways: Sequence[Interface], index: int = POD_INDEX
+) -> list[Request]:
     """Everything inside a fresh pod namespace: loopback, ``eth0``, addresses, default routes."""
     requests = [
         Request(_RTM_NEWLINK, 0, _link(_LOOPBACK_INDEX, up=True), "bring up lo"),
-        Request(_RTM_NEWLINK, 0, _link(POD_INDEX, up=True), f"bring up {POD_INTERFACE}"),
+        Request(_RTM_NEWLINK, 0, _link(index, up=True), f"bring up {POD_INTERFACE}"),
     ]
-    requests += [address(POD_INDEX, item) for item in addresses]
-    requests += [default_route(POD_INDEX, item) for item in gateways]
+    requests += [address(index, item) for item in addresses]
+    requests += [default_route(index, item) for item in gateways]
     return requests
 
 
