@@ -1,14 +1,22 @@
-"""What lifecycle needs of the processes beside the daemon, as Protocols: the real ones are in
-``polypod.processes``, the fakes in ``polypod.testing``.
+"""What lifecycle needs of others, as Protocols.
+
+The real ones are in ``polypod.processes``, ``polypod.registry`` and `polypod.lifecycle.assemble`, the
+fakes in ``polypod.testing``.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from polypod.plugin.ids import ContainerId
-from polypod.plugin.services import Stdio
+from polypod.plugin.ids import ContainerId, SandboxId
+from polypod.plugin.images import Image, ImageStore
+from polypod.plugin.oci import OciConfig
+from polypod.plugin.requests import ContainerConfig, SandboxConfig, SandboxRequest
+from polypod.plugin.runtime import SandboxSpec
+from polypod.plugin.services import ExitStatus, Stdio
 
 
 class Captured(Protocol):
@@ -76,4 +84,85 @@ class Logs(Protocol):
 
     def capture(self, *, limit_bytes: int) -> Captured:
         """Make the streams of an exec whose output is wanted in memory."""
+        ...
+
+
+class HookCalls(Protocol):
+    """The choose, adjust and observe hooks of all plugins; ``polypod.registry`` drives them."""
+
+    def choose_handler(self, request: SandboxRequest, /) -> str | None:
+        """Return another handler's name, or None. FailedPrecondition: the sandbox is refused."""
+        ...
+
+    async def adjust(
+        self,
+        container_id: ContainerId,
+        sandbox: SandboxConfig,
+        request: ContainerConfig,
+        config: OciConfig,
+        /,
+    ) -> OciConfig:
+        """Return the config after every plugin has seen it, each under a deadline.
+
+        Raises:
+            BackendError: a plugin failed; the text names it.
+        """
+        ...
+
+    def notify_sandbox_ready(
+        self, sandbox_id: SandboxId, sandbox: SandboxConfig, handler: str, /
+    ) -> None:
+        """Tell the observers; never raises. So do all that follow."""
+        ...
+
+    def notify_sandbox_stopped(self, sandbox_id: SandboxId, /) -> None: ...
+    def notify_sandbox_removed(self, sandbox_id: SandboxId, /) -> None: ...
+    def notify_container_started(self, container_id: ContainerId, pid: int | None, /) -> None: ...
+    def notify_container_exited(self, container_id: ContainerId, status: ExitStatus, /) -> None: ...
+    def notify_container_removed(self, container_id: ContainerId, /) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class ConfigRequest:
+    """All that a container's OCI config is made of."""
+
+    container_id: ContainerId
+    sandbox: SandboxSpec
+    config: ContainerConfig
+    image: Image
+    image_store: ImageStore
+    """For ``/etc/passwd`` and ``/etc/group`` of the image."""
+    cgroup: str
+
+
+@dataclass(frozen=True, slots=True)
+class BuiltConfig:
+    """A container's OCI config, and what status reports of it."""
+
+    oci: OciConfig
+    stop_signal: int
+
+
+class ConfigBuilder(Protocol):
+    """CRI requests to OCI configs; ``polypod.lifecycle.assemble`` does it with ``polypod.spec``."""
+
+    def sysctls(self, config: SandboxConfig, /) -> Mapping[str, str]:
+        """Return the checked sysctls of a sandbox. InvalidArgument: one is unsafe or malformed."""
+        ...
+
+    def sandbox_files(self, config: SandboxConfig, /) -> Mapping[str, str]:
+        """Return name → text of the sandbox's files (``hostname``, ``hosts``, ``resolv.conf``).
+
+        Raises:
+            InvalidArgument: a value would break out of its line (E18).
+        """
+        ...
+
+    async def container(self, request: ConfigRequest, /) -> BuiltConfig:
+        """Return a container's config.
+
+        Raises:
+            InvalidArgument: the request contradicts itself; the text names the field.
+            Unsupported: what was asked cannot be expressed here.
+        """
         ...

@@ -1,0 +1,261 @@
+"""The heart's front: everything that the wire may ask, one short method each."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from polypod.lifecycle.containers import Containers
+from polypod.lifecycle.creating import Creating
+from polypod.lifecycle.events import Events
+from polypod.lifecycle.execs import Execs
+from polypod.lifecycle.heart import Heart
+from polypod.lifecycle.images import Images
+from polypod.lifecycle.listing import list_containers, list_sandboxes, select_containers
+from polypod.lifecycle.objects import Container, Sandbox
+from polypod.lifecycle.parts import Parts
+from polypod.lifecycle.recovery import Recovered, Recovery
+from polypod.lifecycle.sandboxes import Sandboxes
+from polypod.lifecycle.starting import Starting
+from polypod.lifecycle.stats import Stats
+from polypod.lifecycle.status import server_status
+from polypod.lifecycle.tasks import Background
+from polypod.lifecycle.teardown import Teardown
+from polypod.lifecycle.views import (
+    ContainerState,
+    ContainerView,
+    ExecResult,
+    Filter,
+    SandboxState,
+    SandboxView,
+    StatsView,
+    StatusView,
+)
+from polypod.plugin.errors import FailedPrecondition, NotFound, Unavailable
+from polypod.plugin.ids import ContainerId, SandboxId
+from polypod.plugin.images import FilesystemUsage, Image
+from polypod.plugin.requests import Auth, ContainerConfig, SandboxConfig
+
+
+class Core:
+    """Implements `polypod.lifecycle.views.Lifecycle`. Build it, `open` it, `close` it."""
+
+    def __init__(self, parts: Parts) -> None:
+        self._ready = False
+        self._heart = heart = Heart(parts)
+        self._background = background = Background()
+        self._containers = containers = Containers(heart, background)
+        self._teardown = teardown = Teardown(heart, containers)
+        self._sandboxes = Sandboxes(heart, teardown)
+        self._creating = Creating(heart, containers)
+        self._starting = Starting(heart)
+        self._execs = Execs(heart)
+        self._images = Images(heart)
+        self._stats = Stats(heart)
+        self._events = Events(heart, containers, teardown, background)
+
+    async def open(self) -> Recovered:
+        """Recover what the last daemon left, then listen to the backends; calls are answered after it."""
+        heart = self._heart
+        recovery = Recovery(heart, self._containers, self._teardown, self._events)
+        recovered = await recovery.run()
+        for handler in heart.parts.handlers.values():
+            self._background.spawn(f"events {handler.name}", self._events.listen(handler))
+        self._background.spawn("stats", self._stats.watch())
+        self._ready = True
+        return recovered
+
+    async def close(self) -> None:
+        """Stop answering, let calls in flight end or be rolled back; workloads go on."""
+        self._ready = False
+        await self._heart.joins.close(self._heart.settings.close_s)
+        await self._background.close()
+        for sandbox in self._heart.sandboxes:
+            sandbox.close_namespaces()
+
+    # Sandboxes
+
+    async def run_sandbox(self, config: SandboxConfig, handler: str, /) -> SandboxId:
+        """RunPodSandbox: see `Sandboxes.run`."""
+        self._require_ready()
+        return await self._sandboxes.run(config, handler)
+
+    async def stop_sandbox(self, sandbox_id: str, /) -> None:
+        """StopPodSandbox: see `Teardown.stop`."""
+        self._require_ready()
+        await self._teardown.stop(sandbox_id)
+
+    async def remove_sandbox(self, sandbox_id: str, /) -> None:
+        """RemovePodSandbox: see `Teardown.remove`."""
+        self._require_ready()
+        await self._teardown.remove(sandbox_id)
+
+    async def sandbox_status(self, sandbox_id: str, /, *, verbose: bool = False) -> SandboxView:
+        """PodSandboxStatus, from the committed record."""
+        self._require_ready()
+        sandbox = self._heart.sandboxes.require(sandbox_id)
+        if sandbox.record.state is SandboxState.CREATING:
+            raise NotFound(f"sandbox {sandbox.record.id} is still being created")
+        return replace(sandbox.view, info=_sandbox_info(sandbox)) if verbose else sandbox.view
+
+    async def list_sandboxes(self, filter_: Filter, /) -> Sequence[SandboxView]:
+        """ListPodSandbox: newest first, one snapshot."""
+        self._require_ready()
+        return list_sandboxes(self._heart, filter_)
+
+    async def evict(self, sandbox_id: SandboxId, reason: str, /) -> None:
+        """Stop a sandbox on an observer's word; the kubelet sees it NOTREADY."""
+        self._require_ready()
+        self._heart.sandboxes.require(sandbox_id).explain.note(f"evicted: {reason}")
+        await self._teardown.stop(sandbox_id)
+
+    # Containers
+
+    async def create_container(
+        self, sandbox_id: str, config: ContainerConfig, sandbox_config: SandboxConfig | None, /
+    ) -> ContainerId:
+        """CreateContainer: see `Creating.create`. The sandbox's own record counts, not the copy sent."""
+        self._require_ready()
+        del sandbox_config
+        return await self._creating.create(sandbox_id, config)
+
+    async def start_container(self, container_id: str, /) -> None:
+        """StartContainer: see `Starting.start`."""
+        self._require_ready()
+        await self._starting.start(container_id)
+
+    async def stop_container(self, container_id: str, timeout_s: float, /) -> None:
+        """StopContainer: see `Containers.stop`."""
+        self._require_ready()
+        await self._containers.stop(container_id, timeout_s)
+
+    async def remove_container(self, container_id: str, /) -> None:
+        """RemoveContainer: see `Containers.remove`."""
+        self._require_ready()
+        await self._containers.remove(container_id)
+
+    async def container_status(
+        self, container_id: str, /, *, verbose: bool = False
+    ) -> ContainerView:
+        """ContainerStatus, from the committed record."""
+        container = self._container(container_id)
+        return (
+            replace(container.view, info=_container_info(container)) if verbose else container.view
+        )
+
+    async def list_containers(self, filter_: Filter, /) -> Sequence[ContainerView]:
+        """ListContainers: newest first, one snapshot, of listed sandboxes only."""
+        self._require_ready()
+        return list_containers(self._heart, filter_)
+
+    async def exec_sync(
+        self, container_id: str, command: Sequence[str], timeout_s: float, /
+    ) -> ExecResult:
+        """ExecSync: see `Execs.run`."""
+        self._require_ready()
+        return await self._execs.run(container_id, command, timeout_s)
+
+    async def reopen_log(self, container_id: str, /) -> None:
+        """ReopenContainerLog: refused, and no file made, where the container does not run."""
+        container = self._container(container_id)
+        if container.record.state is not ContainerState.RUNNING:
+            raise FailedPrecondition(
+                f"container {container.record.id} is {container.record.state}, not running: "
+                "its log is not written any more"
+            )
+        await self._heart.parts.logs.reopen(
+            container.record.id, container.view.log_path, base=container.log_base
+        )
+
+    async def container_stats(self, container_id: str, /) -> StatsView:
+        """ContainerStats: NotFound for an unknown one."""
+        return await self._stats.of(self._container(container_id))
+
+    async def list_container_stats(self, filter_: Filter, /) -> Sequence[StatsView]:
+        """ListContainerStats: running ones alone."""
+        self._require_ready()
+        running = [
+            each
+            for each in select_containers(self._heart, filter_)
+            if each.record.state is ContainerState.RUNNING
+        ]
+        return await self._stats.of_all(running)
+
+    # The server
+
+    async def update_runtime_config(self, pod_cidrs: Sequence[str], /) -> None:
+        """UpdateRuntimeConfig: the network's affair."""
+        self._require_ready()
+        await self._heart.parts.network.configure(pod_cidrs)
+
+    async def status(self, /, *, verbose: bool = False) -> StatusView:
+        """Status: conditions, handlers, features."""
+        self._require_ready()
+        return await server_status(self._heart, verbose=verbose)
+
+    # Images
+
+    async def list_images(self, reference: str, /) -> Sequence[Image]:
+        """ListImages; an empty reference means all."""
+        self._require_ready()
+        return await self._images.list(reference)
+
+    async def image_status(self, reference: str, /) -> Image | None:
+        """ImageStatus: None for an absent image, which is no error."""
+        self._require_ready()
+        return await self._images.find(reference)
+
+    async def pull_image(self, reference: str, auth: Auth | None, /) -> Image:
+        """PullImage."""
+        self._require_ready()
+        return await self._images.pull(reference, auth)
+
+    async def remove_image(self, reference: str, /) -> None:
+        """RemoveImage: all names of the image; unknown ones succeed."""
+        self._require_ready()
+        await self._images.remove(reference)
+
+    async def image_filesystem(self, /) -> FilesystemUsage:
+        """ImageFsInfo: works before any image exists."""
+        self._require_ready()
+        return await self._images.filesystem()
+
+    def _require_ready(self) -> None:
+        if not self._ready:
+            raise Unavailable("the server is starting or stopping; try again in a moment")
+
+    def _container(self, container_id: str) -> Container:
+        self._require_ready()
+        container = self._heart.containers.require(container_id)
+        if container.record.state is ContainerState.CREATING:
+            raise NotFound(f"container {container.record.id} is still being created")
+        return container
+
+
+def _sandbox_info(sandbox: Sandbox) -> dict[str, object]:
+    record = sandbox.record
+    return {
+        "handler": record.handler,
+        "chosenHandler": record.chosen_handler,
+        "state": record.state,
+        "message": record.message,
+        "directory": str(sandbox.directory),
+        "cgroup": record.cgroup,
+        "namespaces": list(record.namespaces),
+        "network": dict(record.attachment.result) if record.attachment else {},
+        "containers": list(sandbox.containers),
+        "explain": sandbox.explain.long(),
+    }
+
+
+def _container_info(container: Container) -> dict[str, object]:
+    record = container.record
+    return {
+        "sandboxId": record.sandbox_id,
+        "pid": record.pid,
+        "state": record.state,
+        "directory": str(container.directory),
+        "chosenHandler": container.sandbox.record.chosen_handler,
+        "rootfs": repr(container.rootfs) if container.rootfs else "",
+        "explain": container.explain.long(),
+    }

@@ -1,0 +1,74 @@
+"""The image service: one identity for each image, whatever store holds it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from polypod.lifecycle.heart import Heart
+from polypod.plugin.errors import InvalidArgument
+from polypod.plugin.ids import ImageId
+from polypod.plugin.images import FilesystemUsage, Image, ImageStore
+from polypod.plugin.requests import Auth
+
+
+class Images:
+    """Lists, finds, pulls and removes images."""
+
+    def __init__(self, heart: Heart) -> None:
+        self._heart = heart
+
+    async def list(self, reference: str) -> Sequence[Image]:
+        """Return all images, or the one that the reference names; one entry per id."""
+        if reference:
+            found = await self.find(reference)
+            return [] if found is None else [found]
+        seen: dict[ImageId, Image] = {}
+        for store in self._stores():
+            for image in await store.list():
+                seen.setdefault(image.id, image)
+        return list(seen.values())
+
+    async def find(self, reference: str) -> Image | None:
+        """Return an image by id, prefix, tag or digest, or None.
+
+        Raises:
+            InvalidArgument: empty, not a reference, or ambiguous.
+        """
+        if not reference:
+            raise InvalidArgument("image.image must not be empty")
+        for store in self._stores():
+            found = await store.find(reference)
+            if found is not None:
+                return found
+        return None
+
+    async def pull(self, reference: str, auth: Auth | None) -> Image:
+        """Pull into the default store; equal pulls with equal credentials join."""
+        if not reference:
+            raise InvalidArgument("image.image must not be empty")
+        store = self._heart.parts.image_store
+        key = ("pull", reference, auth)
+        return await self._heart.joins.run(key, lambda: store.pull(reference, auth=auth))
+
+    async def remove(self, reference: str) -> None:
+        """Remove an image with all its names from every store; an unknown one counts as removed.
+
+        Spec:
+            kubernetes/cri-api api.proto, ImageService.RemoveImage: idempotent.
+        """
+        if not reference:
+            raise InvalidArgument("image.image must not be empty")
+        for store in self._stores():
+            found = await store.find(reference)
+            if found is not None:
+                await store.remove(found.id)
+
+    async def filesystem(self) -> FilesystemUsage:
+        """Return what the default store takes: the kubelet reads the first entry alone."""
+        return await self._heart.parts.image_store.filesystem_usage()
+
+    def _stores(self) -> Sequence[ImageStore]:
+        parts = self._heart.parts
+        stores = {id(parts.image_store): parts.image_store}
+        stores.update((id(each.image_store), each.image_store) for each in parts.handlers.values())
+        return list(stores.values())
