@@ -1,0 +1,63 @@
+"""ImageService: one method per RPC: decode, one call, encode."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING, Any
+
+from typing_extensions import override
+
+from polypod.api import decode, encode
+from polypod.api.v1 import api_pb2 as pb
+from polypod.api.v1 import api_pb2_grpc as rpc
+
+if TYPE_CHECKING:
+    from polypod.lifecycle.views import Lifecycle
+
+Context = Any
+
+
+class ImageService(rpc.ImageServiceServicer):
+    """Images over the wire."""
+
+    def __init__(self, lifecycle: Lifecycle) -> None:
+        self._heart = lifecycle
+
+    @override
+    async def ListImages(
+        self, request: pb.ListImagesRequest, context: Context
+    ) -> pb.ListImagesResponse:
+        images = await self._heart.list_images(request.filter.image.image)
+        return pb.ListImagesResponse(images=[encode.image(image) for image in images])
+
+    @override
+    async def ImageStatus(
+        self, request: pb.ImageStatusRequest, context: Context
+    ) -> pb.ImageStatusResponse:
+        image = await self._heart.image_status(decode.image_reference(request))
+        if image is None:
+            return pb.ImageStatusResponse()
+        facts = dataclasses.asdict(image) if request.verbose else {}
+        return pb.ImageStatusResponse(image=encode.image(image), info=encode.info(facts))
+
+    @override
+    async def PullImage(
+        self, request: pb.PullImageRequest, context: Context
+    ) -> pb.PullImageResponse:
+        image = await self._heart.pull_image(decode.image_reference(request), decode.auth(request))
+        return pb.PullImageResponse(image_ref=image.id)
+
+    @override
+    async def RemoveImage(
+        self, request: pb.RemoveImageRequest, context: Context
+    ) -> pb.RemoveImageResponse:
+        await self._heart.remove_image(decode.image_reference(request))
+        return pb.RemoveImageResponse()
+
+    @override
+    async def ImageFsInfo(
+        self, request: pb.ImageFsInfoRequest, context: Context
+    ) -> pb.ImageFsInfoResponse:
+        usage = encode.filesystem(await self._heart.image_filesystem())
+        # One file system holds layers and writable layers: the kubelet reads the first of each list.
+        return pb.ImageFsInfoResponse(image_filesystems=[usage], container_filesystems=[usage])

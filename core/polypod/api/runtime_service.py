@@ -1,0 +1,212 @@
+"""RuntimeService: one method per RPC: decode, one call, encode. What is not here is UNIMPLEMENTED.
+
+The generated base class answers UNIMPLEMENTED for methods that are not overridden;
+`polypod.api.unimplemented` lists them.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from typing_extensions import override
+
+import polypod
+from polypod.api import decode, encode
+from polypod.api.v1 import api_pb2 as pb
+from polypod.api.v1 import api_pb2_grpc as rpc
+
+if TYPE_CHECKING:
+    from polypod.lifecycle.views import Lifecycle
+
+Context = Any
+"""``grpc.aio.ServicerContext``; no method needs it, the interceptor does all that it is for."""
+
+
+class RuntimeService(rpc.RuntimeServiceServicer):
+    """Pods and containers over the wire."""
+
+    def __init__(self, lifecycle: Lifecycle) -> None:
+        self._heart = lifecycle
+
+    @override
+    async def Version(self, request: pb.VersionRequest, context: Context) -> pb.VersionResponse:
+        return pb.VersionResponse(
+            version="0.1.0",
+            runtime_name="polypod",
+            runtime_version=polypod.__version__,
+            runtime_api_version="v1",
+        )
+
+    @override
+    async def Status(self, request: pb.StatusRequest, context: Context) -> pb.StatusResponse:
+        view = await self._heart.status(verbose=request.verbose)
+        return encode.status(view, verbose=request.verbose)
+
+    @override
+    async def RuntimeConfig(
+        self,
+        request: pb.RuntimeConfigRequest,
+        context: Context,
+    ) -> pb.RuntimeConfigResponse:
+        driver = pb.LinuxRuntimeConfiguration(cgroup_driver=pb.CGROUPFS)
+        return pb.RuntimeConfigResponse(linux=driver)
+
+    @override
+    async def UpdateRuntimeConfig(
+        self,
+        request: pb.UpdateRuntimeConfigRequest,
+        context: Context,
+    ) -> pb.UpdateRuntimeConfigResponse:
+        await self._heart.update_runtime_config(decode.pod_cidrs(request))
+        return pb.UpdateRuntimeConfigResponse()
+
+    @override
+    async def RunPodSandbox(
+        self,
+        request: pb.RunPodSandboxRequest,
+        context: Context,
+    ) -> pb.RunPodSandboxResponse:
+        config, handler = decode.run_sandbox(request)
+        sandbox_id = await self._heart.run_sandbox(config, handler)
+        return pb.RunPodSandboxResponse(pod_sandbox_id=sandbox_id)
+
+    @override
+    async def StopPodSandbox(
+        self,
+        request: pb.StopPodSandboxRequest,
+        context: Context,
+    ) -> pb.StopPodSandboxResponse:
+        await self._heart.stop_sandbox(decode.object_id(request.pod_sandbox_id, "pod_sandbox_id"))
+        return pb.StopPodSandboxResponse()
+
+    @override
+    async def RemovePodSandbox(
+        self,
+        request: pb.RemovePodSandboxRequest,
+        context: Context,
+    ) -> pb.RemovePodSandboxResponse:
+        await self._heart.remove_sandbox(decode.object_id(request.pod_sandbox_id, "pod_sandbox_id"))
+        return pb.RemovePodSandboxResponse()
+
+    @override
+    async def PodSandboxStatus(
+        self,
+        request: pb.PodSandboxStatusRequest,
+        context: Context,
+    ) -> pb.PodSandboxStatusResponse:
+        wanted = decode.object_id(request.pod_sandbox_id, "pod_sandbox_id")
+        view = await self._heart.sandbox_status(wanted, verbose=request.verbose)
+        return pb.PodSandboxStatusResponse(
+            status=encode.sandbox_status(view),
+            info=encode.info(view.info) if request.verbose else {},
+        )
+
+    @override
+    async def ListPodSandbox(
+        self,
+        request: pb.ListPodSandboxRequest,
+        context: Context,
+    ) -> pb.ListPodSandboxResponse:
+        views = await self._heart.list_sandboxes(decode.sandbox_filter(request.filter))
+        return pb.ListPodSandboxResponse(items=[encode.sandbox(view) for view in views])
+
+    @override
+    async def CreateContainer(
+        self,
+        request: pb.CreateContainerRequest,
+        context: Context,
+    ) -> pb.CreateContainerResponse:
+        container_id = await self._heart.create_container(*decode.create_container(request))
+        return pb.CreateContainerResponse(container_id=container_id)
+
+    @override
+    async def StartContainer(
+        self,
+        request: pb.StartContainerRequest,
+        context: Context,
+    ) -> pb.StartContainerResponse:
+        await self._heart.start_container(decode.object_id(request.container_id, "container_id"))
+        return pb.StartContainerResponse()
+
+    @override
+    async def StopContainer(
+        self,
+        request: pb.StopContainerRequest,
+        context: Context,
+    ) -> pb.StopContainerResponse:
+        # A stop is never refused for its patience: a negative one means "now".
+        patience_s = float(max(request.timeout, 0))
+        await self._heart.stop_container(
+            decode.object_id(request.container_id, "container_id"), patience_s
+        )
+        return pb.StopContainerResponse()
+
+    @override
+    async def RemoveContainer(
+        self,
+        request: pb.RemoveContainerRequest,
+        context: Context,
+    ) -> pb.RemoveContainerResponse:
+        await self._heart.remove_container(decode.object_id(request.container_id, "container_id"))
+        return pb.RemoveContainerResponse()
+
+    @override
+    async def ListContainers(
+        self,
+        request: pb.ListContainersRequest,
+        context: Context,
+    ) -> pb.ListContainersResponse:
+        views = await self._heart.list_containers(decode.container_filter(request.filter))
+        return pb.ListContainersResponse(containers=[encode.container(view) for view in views])
+
+    @override
+    async def ContainerStatus(
+        self,
+        request: pb.ContainerStatusRequest,
+        context: Context,
+    ) -> pb.ContainerStatusResponse:
+        wanted = decode.object_id(request.container_id, "container_id")
+        view = await self._heart.container_status(wanted, verbose=request.verbose)
+        return pb.ContainerStatusResponse(
+            status=encode.container_status(view),
+            info=encode.info(view.info) if request.verbose else {},
+        )
+
+    @override
+    async def ReopenContainerLog(
+        self,
+        request: pb.ReopenContainerLogRequest,
+        context: Context,
+    ) -> pb.ReopenContainerLogResponse:
+        await self._heart.reopen_log(decode.object_id(request.container_id, "container_id"))
+        return pb.ReopenContainerLogResponse()
+
+    @override
+    async def ExecSync(self, request: pb.ExecSyncRequest, context: Context) -> pb.ExecSyncResponse:
+        result = await self._heart.exec_sync(
+            decode.object_id(request.container_id, "container_id"),
+            decode.command(request.cmd, "cmd"),
+            decode.seconds(request.timeout, "timeout"),
+        )
+        return pb.ExecSyncResponse(
+            stdout=result.stdout, stderr=result.stderr, exit_code=result.exit_code
+        )
+
+    @override
+    async def ContainerStats(
+        self,
+        request: pb.ContainerStatsRequest,
+        context: Context,
+    ) -> pb.ContainerStatsResponse:
+        wanted = decode.object_id(request.container_id, "container_id")
+        view = await self._heart.container_stats(wanted)
+        return pb.ContainerStatsResponse(stats=encode.container_stats(view))
+
+    @override
+    async def ListContainerStats(
+        self,
+        request: pb.ListContainerStatsRequest,
+        context: Context,
+    ) -> pb.ListContainerStatsResponse:
+        views = await self._heart.list_container_stats(decode.stats_filter(request.filter))
+        return pb.ListContainerStatsResponse(stats=[encode.container_stats(v) for v in views])
