@@ -91,11 +91,21 @@ class Events:
             with suppress(asyncio.CancelledError, Exception):
                 await pending
 
+    async def _record(self, event: ContainerExited) -> None:
+        """Record an exit, however long that takes: a full disk must not lose it, it is told once."""
+        while True:
+            try:
+                await self._containers.exited(event)
+                return
+            except Exception:
+                log.exception("exit not recorded, trying again container=%s", event.container_id)
+            await self._heart.clock.sleep(self._heart.settings.resync_s)
+
     def _dispatch(self, event: BackendEvent) -> None:
         """Act on an event in a task of its own: one hung log must not hold other exits back."""
         match event:
             case ContainerExited():
-                self._background.spawn(f"exit {event.container_id}", self._containers.exited(event))
+                self._background.spawn(f"exit {event.container_id}", self._record(event))
             case SandboxDied():
                 sandbox = self._heart.sandboxes.exact(event.sandbox_id)
                 if sandbox is not None and not sandbox.stopping:

@@ -12,6 +12,11 @@ def stack(deadline_s=5.0):
     return Rollback("test", SystemClock(), deadline_s=deadline_s)
 
 
+async def failing(undo):
+    async with undo:
+        raise KeyError
+
+
 async def test_rollback_undoes_newest_first_and_goes_on_after_a_failure():
     done = []
 
@@ -20,12 +25,11 @@ async def test_rollback_undoes_newest_first_and_goes_on_after_a_failure():
         raise ValueError("no")
 
     undo = stack()
+    undo.push("first", lambda: done.append("first"))
+    undo.push("fails", fail)
+    undo.push("last", lambda: done.append("last"))
     with pytest.raises(KeyError):
-        async with undo:
-            undo.push("first", lambda: done.append("first"))
-            undo.push("fails", fail)
-            undo.push("last", lambda: done.append("last"))
-            raise KeyError
+        await failing(undo)
     assert done == ["last", "fails", "first"]
     assert [name for name, _ in undo.failures] == ["fails"]
 
@@ -67,10 +71,9 @@ async def test_rollback_survives_cancellation_however_often():
 async def test_rollback_step_that_hangs_costs_its_deadline_alone():
     done = []
     undo = stack(deadline_s=0.01)
+    undo.push("old", lambda: done.append("old"))
+    undo.push("hangs", asyncio.Event().wait)
     with pytest.raises(KeyError):
-        async with undo:
-            undo.push("old", lambda: done.append("old"))
-            undo.push("hangs", asyncio.Event().wait)
-            raise KeyError
+        await failing(undo)
     assert done == ["old"]
     assert [name for name, _ in undo.failures] == ["hangs"]

@@ -66,11 +66,18 @@ def test_remove_tree_never_follows_a_link(tmp_path):
 
 def test_step_names_what_failed_and_keeps_the_errno():
     explain = Explain(SystemClock())
-    with pytest.raises(OSError, match="sandbox 1: attach: No space") as caught:
+
+    def fail(error):
         with step(explain, "sandbox 1", "attach"):
-            raise OSError(28, "No space left on device")
+            raise error
+
+    with pytest.raises(OSError, match="sandbox 1: attach: No space") as caught:
+        fail(OSError(28, "No space left on device"))
     assert caught.value.errno == 28
-    with pytest.raises(BackendError, match="attach: ZeroDivisionError"), step(explain, "sandbox 1", "attach"):
+    with (
+        pytest.raises(BackendError, match="attach: ZeroDivisionError"),
+        step(explain, "sandbox 1", "attach"),
+    ):
         raise ZeroDivisionError
     stages = explain.long()["stages"]
     assert [stage["name"] for stage in stages] == ["attach", "attach"]
