@@ -1,0 +1,147 @@
+"""serve, down, plugins, doctor, config: commands about the server itself.
+
+What they need of the server is imported when they run: `polypod ps` shall not pay for it.
+"""
+
+from __future__ import annotations
+
+import argparse
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from polypod.cli.command import Command, emit, emit_json, json_flag, table
+
+DEFAULT_CONFIG = Path("/etc/polypod/config.toml")
+
+
+def _config_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--config",
+        "-c",
+        type=Path,
+        help=f"configuration file (default: {DEFAULT_CONFIG} if it exists)",
+    )
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="override one key, such as server.root=/tmp/p",
+    )
+
+
+def loaded(args: argparse.Namespace) -> Any:  # noqa: ANN401 - polypod.config.Config, imported late
+    """Return the effective configuration."""
+    from polypod import config
+
+    path = args.config or (DEFAULT_CONFIG if DEFAULT_CONFIG.exists() else None)
+    return config.load(path, args.set)
+
+
+def serve(args: argparse.Namespace) -> int:
+    """Run the server in the foreground."""
+    return int(import_module("polypod.server").serve(loaded(args)))
+
+
+def down(args: argparse.Namespace) -> int:
+    """End everything that a server left running."""
+    config = loaded(args)
+    server = import_module("polypod.server")
+    return int(server.down(Path(config.server.root), Path(config.server.state)))
+
+
+def plugins(args: argparse.Namespace) -> int:
+    """List plugins and what they offer, unusable ones with the reason."""
+    rows = [
+        tuple(map(str, row)) for row in import_module("polypod.registry").overview(loaded(args))
+    ]
+    columns = ("PLUGIN", "KIND", "NAME", "STATE")
+    if args.json:
+        emit_json([dict(zip(map(str.lower, columns), row, strict=True)) for row in rows])
+    else:
+        table(columns, rows)
+    return 0
+
+
+def doctor(args: argparse.Namespace) -> int:
+    """Probe this host; 1 if something needed is missing."""
+    found = [tuple(map(str, row)) for row in import_module("polypod.doctor").report()]
+    if args.json:
+        emit_json([list(row) for row in found])
+    else:
+        table(("WHAT", "STATE", "WHAT TO DO"), found)
+    return int(any(row[1] == "missing" for row in found))
+
+
+def config_default(_args: argparse.Namespace) -> int:
+    """Print the default configuration."""
+    from polypod import config
+
+    emit(config.default_text())
+    return 0
+
+
+def config_check(args: argparse.Namespace) -> int:
+    """Check a file."""
+    from polypod import config
+
+    problems = config.check(args.file)
+    for problem in problems:
+        emit(problem)
+    if not problems:
+        emit(f"{args.file}: good")
+    return int(bool(problems))
+
+
+def config_show(args: argparse.Namespace) -> int:
+    """Print the effective configuration and where each value comes from."""
+    from polypod import config
+
+    rows = config.show(loaded(args))
+    if args.json:
+        emit_json({key: {"value": value, "origin": origin} for key, value, origin in rows})
+    else:
+        table(("KEY", "VALUE", "FROM"), rows)
+    return 0
+
+
+def _shown(parser: argparse.ArgumentParser) -> None:
+    _config_flags(parser)
+    json_flag(parser)
+
+
+def _config_arguments(parser: argparse.ArgumentParser) -> None:
+    sub = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    for command in (
+        Command("default", "print the default, with comments", lambda _p: None, config_default),
+        Command(
+            "check",
+            "say what is wrong with a file",
+            lambda p: (p.add_argument("file", type=Path), None)[1],
+            config_check,
+        ),
+        Command("show", "print what is in force, and from where", _shown, config_show),
+    ):
+        command.add_to(sub)
+
+
+COMMANDS = (
+    Command(
+        "serve",
+        "run the CRI server in the foreground",
+        _config_flags,
+        serve,
+        "  polypod serve\n  polypod serve --set server.root=/tmp/p --set network.type=bridge",
+    ),
+    Command("down", "end all that a server left running on this host", _config_flags, down),
+    Command("plugins", "list plugins and what they offer", _shown, plugins),
+    Command("doctor", "say what this host lacks", json_flag, doctor),
+    Command(
+        "config",
+        "print, check and explain the configuration",
+        _config_arguments,
+        lambda _args: 2,
+        "  polypod config default > /etc/polypod/config.toml",
+    ),
+)
