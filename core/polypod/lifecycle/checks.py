@@ -101,6 +101,10 @@ def check_sandbox(handler: Handler, config: SandboxConfig) -> None:
     """
     if not config.metadata.name or not config.metadata.uid:
         raise InvalidArgument("sandbox metadata: name and uid must not be empty")
+    if not _plain_path(config.cgroup_parent):
+        raise InvalidArgument(
+            f"cgroup_parent {config.cgroup_parent!r}: an absolute path without '..' was expected"
+        )
     if config.security.run_as_group is not None and config.security.run_as_user is None:
         raise InvalidArgument("sandbox security_context: run_as_group needs run_as_user")
     for feature, what, asked in SANDBOX_RULES:
@@ -127,6 +131,13 @@ def check_container(handler: Handler, sandbox: SandboxConfig, config: ContainerC
     for feature, what, asked in CONTAINER_RULES:
         if feature not in handler.type.features and asked(config):
             raise _unsupported(handler, f"container {config.metadata.name}", what, feature)
+
+
+def _plain_path(path: str) -> bool:
+    """Return whether a path is empty, or absolute and cannot lead out of where it is put below."""
+    if not path:
+        return True
+    return path.startswith("/") and not {"..", "."} & set(path.split("/")) and path.isprintable()
 
 
 def _unsupported(handler: Handler, who: str, what: str, feature: Feature) -> Unsupported:

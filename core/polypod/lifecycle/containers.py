@@ -113,8 +113,9 @@ class Containers:
     async def _tidy(self, container: Container) -> None:
         """Give back early what a dead container holds; RemoveContainer does it again, and checks."""
         container_id = container.record.id
-        await self._heart.handler_of(container.sandbox).backend.delete(container_id)
-        await self._heart.parts.logs.close(container_id)
+        async with container.lock:
+            await self._heart.handler_of(container.sandbox).backend.delete(container_id)
+            await self._heart.parts.logs.close(container_id)
 
     # Stopping
 

@@ -17,10 +17,16 @@ from polypod.lifecycle.states import ContainerEvent
 from polypod.lifecycle.steps import bounded, step
 from polypod.lifecycle.trees import remove_tree
 from polypod.lifecycle.views import ContainerState, SandboxState
-from polypod.plugin.errors import AlreadyExists, FailedPrecondition, NotFound, Unsupported
+from polypod.plugin.errors import (
+    AlreadyExists,
+    FailedPrecondition,
+    InvalidArgument,
+    NotFound,
+    Unsupported,
+)
 from polypod.plugin.ids import ContainerId, new_id
 from polypod.plugin.images import Image
-from polypod.plugin.requests import ContainerConfig
+from polypod.plugin.requests import ContainerConfig, NamespaceMode
 from polypod.plugin.rootfs import Rootfs
 
 
@@ -84,6 +90,7 @@ class Creating:
         heart = self._heart
         handler = heart.handler_of(sandbox)
         check_container(handler, sandbox.record.config, config)
+        self._check_target(sandbox, config)
         image = await _local_image(handler, config)
         container = heart.adopt_container(self._record(sandbox, config, image), sandbox)
         what = f"container {container.record.id}"
@@ -97,6 +104,18 @@ class Creating:
             raise
         await heart.failpoints.hit("container.created")
         return container.record.id
+
+    def _check_target(self, sandbox: Sandbox, config: ContainerConfig) -> None:
+        """An ephemeral container joins the processes of a running container of its own pod, no other."""
+        modes = config.security.namespaces
+        if modes.pid is not NamespaceMode.TARGET:
+            return
+        target = self._heart.containers.require(modes.target_id)
+        if target.sandbox is not sandbox or target.record.state is not ContainerState.RUNNING:
+            raise InvalidArgument(
+                f"namespace_options.target_id {modes.target_id!r}: a running container of sandbox "
+                f"{sandbox.record.id} was expected"
+            )
 
     async def _make(
         self, container: Container, handler: Handler, image: Image, undo: Rollback

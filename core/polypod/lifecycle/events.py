@@ -49,12 +49,22 @@ class Events:
 
     async def resync(self, handler: Handler) -> None:
         """Compare what is on record as alive with what the backend has."""
+        # Chosen before the question: what becomes ready while the backend answers is not in its list.
+        ready = [
+            each
+            for each in self._heart.sandboxes
+            if each.handler is handler and each.record.state is SandboxState.READY
+        ]
+        running = [
+            each
+            for each in self._heart.containers
+            if each.sandbox.handler is handler and each.record.state is ContainerState.RUNNING
+        ]
         inventory = await handler.backend.list()
-        for sandbox in list(self._heart.sandboxes):
-            if sandbox.handler is handler:
-                self.compare(sandbox, inventory)
-                for container in tuple(sandbox.containers.values()):
-                    await self.compare_container(container, inventory)
+        for sandbox in ready:
+            self.compare(sandbox, inventory)
+        for container in running:
+            await self.compare_container(container, inventory)
 
     def compare(self, sandbox: Sandbox, inventory: Inventory) -> None:
         """Note a sandbox's death that no event told."""

@@ -308,8 +308,8 @@ async def test_create_container_20_times_at_once_makes_one(bench):
     calls = (bench.core.create_container(sandbox, config, None) for _ in range(20))
     ids = await asyncio.gather(*calls)
     assert len(set(ids)) == len(bench.world.rootfs) == 1
+    other = bench.container_config(command=("other",))
     with pytest.raises(AlreadyExists, match=ids[0]):
-        other = bench.container_config(command=("other",))
         await bench.core.create_container(sandbox, other, None)
 
 
@@ -533,3 +533,41 @@ async def test_closed_core_answers_unavailable(bench):
     with pytest.raises(Unavailable):
         await bench.core.list_sandboxes(Filter())
     bench.core = type("Closed", (), {"close": staticmethod(settle)})()
+
+
+async def test_target_must_be_a_running_container_of_the_same_pod(bench):
+    one, running = await bench.running("one")
+    two = await bench.pod("two")
+    modes = NamespaceOptions(pid=NamespaceMode.TARGET, target_id=running)
+    config = bench.container_config("debug", security=ContainerSecurity(namespaces=modes))
+    with pytest.raises(InvalidArgument, match="target_id"):
+        await bench.core.create_container(two, config, None)
+    await bench.core.create_container(one, config, None)
+
+
+@pytest.mark.parametrize("parent", ["../x", "relative", "/a/../../b", "/a\nb"])
+async def test_cgroup_parent_cannot_lead_out(bench, parent):
+    with pytest.raises(InvalidArgument, match="cgroup_parent"):
+        await bench.core.run_sandbox(bench.sandbox_config(cgroup_parent=parent), "")
+
+
+async def test_resync_does_not_bury_what_became_ready_meanwhile(bench):
+    list_, asked = bench.backend.list, asyncio.Event()
+    gate = asyncio.Event()
+
+    async def slow():
+        inventory = await list_()
+        asked.set()
+        await gate.wait()
+        return inventory
+
+    bench.backend.list = slow
+    for queue in list(bench.world.queues):
+        queue.put_nowait(RuntimeError("the stream broke"))
+    await bench.clock.advance(2)
+    await asked.wait()
+    sandbox, container = await bench.running()
+    gate.set()
+    await settle()
+    assert (await bench.core.sandbox_status(sandbox)).state is SandboxState.READY
+    assert (await bench.core.container_status(container)).state is ContainerState.RUNNING
