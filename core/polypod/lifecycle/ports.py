@@ -60,7 +60,8 @@ class Logs(Protocol):
         Args:
             container_id: whose.
             log_path: absolute, below ``base``.
-            base: the directory that must not be left: no link below it is followed (A7).
+            base: the directory that must not be left: no link below it is followed (A7). Made if
+                missing, off the event loop: a client's file system may hang.
             tty: one pty instead of pipes; the answer has ``console`` alone.
             stdin: keep a stdin.
             stdin_once: close it after the first attached client is gone.

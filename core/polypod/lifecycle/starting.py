@@ -90,13 +90,10 @@ class Starting:
 
     async def _open_log(self, container: Container) -> Stdio:
         record = container.record
-        base = Path(record.log_base)
-        # The directory is a client's: its file system may hang, and that must cost this call alone.
-        await asyncio.to_thread(base.mkdir, mode=0o755, parents=True, exist_ok=True)
         return await self._heart.parts.logs.open(
             record.id,
             Path(record.log_path),
-            base=base,
+            base=container.log_base,
             tty=record.config.tty,
             stdin=record.config.stdin,
             stdin_once=record.config.stdin_once,

@@ -371,6 +371,7 @@ class FakeLogs:
         self.world = world
 
     async def open(self, container_id, log_path, /, *, base, tty, stdin, stdin_once):
+        base.mkdir(parents=True, exist_ok=True)
         self.world.streams.add(container_id)
         await self.world.faults.pass_("open_log")
         return Stdio(stdout=os.open("/dev/null", os.O_WRONLY | os.O_CLOEXEC))
