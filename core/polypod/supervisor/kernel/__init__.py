@@ -1,0 +1,1 @@
+"""System calls by ctypes, one function per call, the kernel's names; no logic."""
