@@ -1,0 +1,284 @@
+"""The streams of containers, pumped inside this process: what the logger does, for tests and demos."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+
+from polypod.plugin.errors import InvalidArgument, NotFound
+from polypod.plugin.ids import ContainerId
+from polypod.plugin.services import Stdio
+from polypod.testing.clock import Clock, SystemClock
+from polypod.testing.faults import Faults
+
+LINE_BYTES = 16 * 1024
+_READ_BYTES = 64 * 1024
+
+
+class _Pump:
+    """Reads one descriptor whenever something is there, and hands on what it reads."""
+
+    def __init__(self, fd: int, take: Callable[[bytes], None]) -> None:
+        """Give what is read to ``take``; ``b""`` is the end."""
+        os.set_blocking(fd, False)
+        self._fd = fd
+        self._take = take
+        self._ended = False
+        self._loop = asyncio.get_running_loop()
+        self._loop.add_reader(fd, self.pump)
+
+    def pump(self) -> None:
+        """Read everything that is there now."""
+        while not self._ended:
+            try:
+                data = os.read(self._fd, _READ_BYTES)
+            except BlockingIOError:
+                return
+            except OSError:  # EIO: the other side of a pty is gone
+                data = b""
+            if data:
+                self._take(data)
+            else:
+                self.close()
+
+    def close(self) -> None:
+        """Stop reading. Idempotent."""
+        if not self._ended:
+            self._ended = True
+            self._loop.remove_reader(self._fd)
+            os.close(self._fd)
+            self._take(b"")
+
+
+class _LogWriter:
+    """Writes what one stream brings in the CRI log format."""
+
+    def __init__(self, container: _Container, stream: str) -> None:
+        self._container = container
+        self._stream = stream
+        self._rest = b""
+
+    def take(self, data: bytes) -> None:
+        """Write whole lines; keep an unfinished one until it grows too long or the stream ends."""
+        lines = (self._rest + data).split(b"\n")
+        self._rest = lines.pop()
+        for line in lines:
+            self._line(line)
+        while len(self._rest) > LINE_BYTES:
+            self._write(self._rest[:LINE_BYTES], "P")
+            self._rest = self._rest[LINE_BYTES:]
+        if not data and self._rest:
+            self._line(self._rest)
+            self._rest = b""
+
+    def _line(self, line: bytes) -> None:
+        while len(line) > LINE_BYTES:
+            self._write(line[:LINE_BYTES], "P")
+            line = line[LINE_BYTES:]
+        self._write(line, "F")
+
+    def _write(self, text: bytes, tag: str) -> None:
+        now_ns = self._container.clock.now_ns()
+        moment = datetime.fromtimestamp(now_ns // 1_000_000_000, UTC)
+        stamp = f"{moment:%Y-%m-%dT%H:%M:%S}.{now_ns % 1_000_000_000:09}Z"
+        with self._container.path.open("ab") as log:
+            log.write(f"{stamp} {self._stream} {tag} ".encode() + text + b"\n")
+
+
+@dataclass(slots=True)
+class _Container:
+    clock: Clock
+    path: Path
+    stdin: int | None = None
+    console: socket.socket | None = None
+    pumps: list[_Pump] = field(default_factory=list)
+
+    def accept_console(self) -> None:
+        """Take the pty's master that the process' side has sent."""
+        if self.console is None:
+            return
+        try:
+            _, fds, _, _ = socket.recv_fds(self.console, 64, 1)
+        except BlockingIOError:
+            return
+        self.close_console()
+        for master in fds:
+            self.stdin = os.dup(master)
+            self.pumps.append(_Pump(master, _LogWriter(self, "stdout").take))
+
+    def close_console(self) -> None:
+        if self.console is not None:
+            asyncio.get_running_loop().remove_reader(self.console.fileno())
+            self.console.close()
+            self.console = None
+
+    def close_stdin(self) -> None:
+        if self.stdin is not None:
+            os.close(self.stdin)
+            self.stdin = None
+
+
+class FakeLogs:
+    """Implements `polypod.lifecycle.ports.Logs`. One object outlives the daemons of a test."""
+
+    def __init__(self, *, clock: Clock | None = None, faults: Faults | None = None) -> None:
+        self.faults = faults or Faults()
+        self._clock = clock or SystemClock()
+        self._containers: dict[ContainerId, _Container] = {}
+
+    @property
+    def opened(self) -> list[ContainerId]:
+        """The containers whose streams are open."""
+        return list(self._containers)
+
+    async def open(
+        self,
+        container_id: ContainerId,
+        log_path: Path,
+        /,
+        *,
+        base: Path,
+        tty: bool,
+        stdin: bool,
+        stdin_once: bool,
+    ) -> Stdio:
+        """Make pipes, or a console socket, and pump what comes."""
+        del stdin_once  # nobody attaches here
+        await self.faults.hit("open_log")
+        await self.close(container_id)
+        _make_file(base, log_path)
+        container = _Container(self._clock, log_path)
+        self._containers[container_id] = container
+        if tty:
+            ours, theirs = socket.socketpair()
+            ours.setblocking(False)
+            container.console = ours
+            asyncio.get_running_loop().add_reader(ours.fileno(), container.accept_console)
+            return Stdio(console=theirs.detach())
+        out_read, out_write = os.pipe()
+        err_read, err_write = os.pipe()
+        container.pumps = [
+            _Pump(out_read, _LogWriter(container, "stdout").take),
+            _Pump(err_read, _LogWriter(container, "stderr").take),
+        ]
+        theirs_in = None
+        if stdin:
+            theirs_in, container.stdin = os.pipe()
+        return Stdio(theirs_in, out_write, err_write)
+
+    async def reopen(self, container_id: ContainerId, log_path: Path, /, *, base: Path) -> None:
+        """Write to a fresh file from now on."""
+        await self.faults.hit("reopen")
+        container = self._container(container_id)
+        self._pump(container)
+        _make_file(base, log_path)
+        container.path = log_path
+
+    async def drained(self, container_id: ContainerId, /) -> None:
+        """Read what stands in the pipes."""
+        await self.faults.hit("drained")
+        container = self._containers.get(container_id)
+        if container is not None:
+            container.accept_console()
+            self._pump(container)
+
+    async def close(self, container_id: ContainerId, /) -> None:
+        """Forget the streams; the file stays."""
+        container = self._containers.pop(container_id, None)
+        if container is None:
+            return
+        self._pump(container)
+        for pump in container.pumps:
+            pump.close()
+        container.close_console()
+        container.close_stdin()
+
+    def capture(self, *, limit_bytes: int) -> FakeCaptured:
+        """Make the streams of an exec."""
+        return FakeCaptured(limit_bytes)
+
+    # For tests
+
+    async def write(self, container_id: ContainerId, data: bytes) -> None:
+        """Write to a container's stdin, as an attached client does."""
+        container = self._container(container_id)
+        if container.stdin is None:
+            raise NotFound(f"container {container_id} has no stdin")
+        await asyncio.to_thread(os.write, container.stdin, data)
+
+    def end_input(self, container_id: ContainerId) -> None:
+        """Close a container's stdin."""
+        self._container(container_id).close_stdin()
+
+    def _container(self, container_id: ContainerId) -> _Container:
+        container = self._containers.get(container_id)
+        if container is None:
+            raise NotFound(f"container {container_id} has no streams")
+        return container
+
+    @staticmethod
+    def _pump(container: _Container) -> None:
+        for pump in container.pumps:
+            pump.pump()
+
+
+class _Collected:
+    def __init__(self, limit: int) -> None:
+        self.kept = bytearray()
+        self._limit = limit
+
+    def take(self, data: bytes) -> None:
+        """Keep as much as is wanted."""
+        self.kept += data[: max(0, self._limit - len(self.kept))]
+
+
+class FakeCaptured:
+    """Implements `polypod.lifecycle.ports.Captured`."""
+
+    def __init__(self, limit_bytes: int) -> None:
+        out_read, out_write = os.pipe()
+        err_read, err_write = os.pipe()
+        self.stdio = Stdio(stdout=out_write, stderr=err_write)
+        self._theirs = [out_write, err_write]
+        self._texts = (_Collected(limit_bytes), _Collected(limit_bytes))
+        self._pumps = (_Pump(out_read, self._texts[0].take), _Pump(err_read, self._texts[1].take))
+
+    def started(self) -> None:
+        """Close our copies of the process' ends."""
+        while self._theirs:
+            os.close(self._theirs.pop())
+
+    async def collect(self) -> tuple[bytes, bytes]:
+        """Return what was written until now."""
+        for pump in self._pumps:
+            pump.pump()
+        return bytes(self._texts[0].kept), bytes(self._texts[1].kept)
+
+    def close(self) -> None:
+        """Close everything. Idempotent."""
+        self.started()
+        for pump in self._pumps:
+            pump.close()
+
+
+def _make_file(base: Path, log_path: Path) -> None:
+    """Make a log file below ``base``, following no link."""
+    if not log_path.is_relative_to(base) or ".." in log_path.parts:
+        raise InvalidArgument(f"log path {log_path} leads out of {base}")
+    base.mkdir(mode=0o755, parents=True, exist_ok=True)
+    place = base
+    for part in log_path.relative_to(base).parts[:-1]:
+        place = place / part
+        if place.is_symlink():
+            raise InvalidArgument(f"log path {log_path}: {place} is a link")
+        place.mkdir(mode=0o755, exist_ok=True)
+    flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+    try:
+        os.close(os.open(log_path, flags, 0o640))
+    except OSError as error:
+        raise InvalidArgument(f"log path {log_path}: {error.strerror}") from error
