@@ -28,13 +28,13 @@ class _Pump:
         os.set_blocking(fd, False)
         self._fd = fd
         self._take = take
-        self._ended = False
+        self.ended = False
         self._loop = asyncio.get_running_loop()
         self._loop.add_reader(fd, self.pump)
 
     def pump(self) -> None:
         """Read everything that is there now."""
-        while not self._ended:
+        while not self.ended:
             try:
                 data = os.read(self._fd, _READ_BYTES)
             except BlockingIOError:
@@ -48,8 +48,8 @@ class _Pump:
 
     def close(self) -> None:
         """Stop reading. Idempotent."""
-        if not self._ended:
-            self._ended = True
+        if not self.ended:
+            self.ended = True
             self._loop.remove_reader(self._fd)
             os.close(self._fd)
             self._take(b"")
@@ -247,6 +247,11 @@ class FakeCaptured:
         self._theirs = [out_write, err_write]
         self._texts = (_Collected(limit_bytes), _Collected(limit_bytes))
         self._pumps = (_Pump(out_read, self._texts[0].take), _Pump(err_read, self._texts[1].take))
+
+    @property
+    def ended(self) -> bool:
+        """Whether both streams have reached their end: no process holds them any more."""
+        return all(pump.ended for pump in self._pumps)
 
     def started(self) -> None:
         """Close our copies of the process' ends."""

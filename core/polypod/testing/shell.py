@@ -151,7 +151,7 @@ class Shell:
             await self.complain(f"sh: {words[0]}: not found")
             return 127
         self.process.cpu_ns += STEP_NS
-        return await program(self, words[1:])
+        return await program(self, list(words[1:]))
 
     # For programs
 
