@@ -1,0 +1,333 @@
+"""The logger: pumps the standard streams of every container into CRI log files.
+
+It opens no path but its own socket: pipes, log files and console sockets are made by the daemon, which
+leaves them with the keeper under ``log/ID`` and then says ``sync``. A logger that was killed finds
+everything there again. It is a process of its own so that a log disk which hangs stops logs and
+nothing else.
+"""
+
+from __future__ import annotations
+
+import heapq
+import os
+import time
+from collections.abc import Callable
+from functools import partial
+
+from polypod.plan import channel
+from polypod.supervisor.keeper import Store
+from polypod.supervisor.kernel import process
+from polypod.supervisor.logger_container import Container
+from polypod.supervisor.logger_file import LogFile
+from polypod.supervisor.logger_sources import Scratch
+from polypod.supervisor.server import Loop, Peer, Refusal, identifier
+
+_PREFIX = "log/"
+_PTY = "/pty"
+_SWITCH_S = 1.0
+"""How long a reopen waits for the end of a line that has begun."""
+_PTY_SETTLES_S = 0.02
+_FIND_KEEPER_S = 0.1
+_ALONE_S = 30.0
+
+Answer = tuple[dict[str, object], list[int]]
+
+
+class Timers:
+    """Callbacks for later."""
+
+    def __init__(self) -> None:
+        self._due: list[tuple[float, int, Callable[[], None]]] = []
+        self._number = 0
+
+    def after(self, seconds: float, callback: Callable[[], None]) -> None:
+        """Call once, not before so many seconds from now."""
+        self._number += 1
+        heapq.heappush(self._due, (time.monotonic() + seconds, self._number, callback))
+
+    def run(self) -> float:
+        """Call what is due; return the seconds until the next, -1 if there is none."""
+        while self._due and self._due[0][0] <= time.monotonic():
+            heapq.heappop(self._due)[2]()
+        return max(0.0, self._due[0][0] - time.monotonic()) if self._due else -1
+
+
+class Logger:
+    """See the module's description."""
+
+    def __init__(self, state: str) -> None:
+        self.state = state
+        self.loop = Loop(self.handle)
+        self.timers = Timers()
+        self.scratch = Scratch()
+        self.containers: dict[str, Container] = {}
+        self.store: Store | None = None
+        self.alone_since = 0.0
+
+    def run(self) -> None:
+        """Serve until the keeper ends us or another logger has taken over."""
+        # Listen before fetching: a `sync` that comes between finds us, and is never lost.
+        self.loop.listen(os.path.join(self.state, "logger.sock"))
+        self._use_keeper(Store(self.state))
+        self._adopt("", restarted=True)
+        while not self.loop.leaving:
+            self.loop.timeout = self.timers.run()
+            self.loop.step()
+
+    # The keeper.
+
+    def _use_keeper(self, store: Store) -> None:
+        self.store = store
+        self.loop.add(store.sock.fileno(), lambda _events: self._keeper_spoke())
+
+    def _keeper_spoke(self) -> None:
+        assert self.store is not None
+        try:
+            gone = channel.receive(self.store.sock) is None
+        except (OSError, channel.ChannelError):
+            gone = True
+        if gone:
+            self._keeper_left()
+
+    def _keeper_left(self) -> None:
+        if self.store is None:
+            return
+        self.loop.drop(self.store.sock.fileno())
+        self.store.sock.close()
+        self.store = None
+        self.alone_since = time.monotonic()
+        self.timers.after(_FIND_KEEPER_S, self._find_keeper)
+
+    def _find_keeper(self) -> None:
+        try:
+            store = Store(self.state)
+        except (OSError, channel.ChannelError):
+            if not self.containers and time.monotonic() - self.alone_since > _ALONE_S:
+                self.loop.leaving = True
+            self.timers.after(_FIND_KEEPER_S, self._find_keeper)
+            return
+        self._hand_over(store)
+
+    def _hand_over(self, store: Store) -> None:
+        """Give everything to a new keeper, whose own logger goes on; we must not pump any more."""
+        for container_id, container in self.containers.items():
+            for stream in container.streams.values():
+                stream.pump(flush=True)
+            meta, fds = _entry(container)
+            store.put(_PREFIX + container_id, meta, fds)
+            if meta.get("tty") and "stdout" in container.streams:
+                pty = container.streams["stdout"].source.fd
+                store.put(_PREFIX + container_id + _PTY, {"whole": True}, [pty])
+        store.tell({"op": "handed_over", "role": "logger"})
+        self.loop.leaving = True
+        try:
+            successor = channel.connect(os.path.join(self.state, "logger.sock"))
+            channel.send(successor, {"op": "sync"})
+        except (OSError, channel.ChannelError):
+            return
+
+    def _hold(self, key: str, meta: dict[str, object], fds: list[int]) -> None:
+        if self.store is None:
+            return
+        try:
+            self.store.put(key, meta, fds)
+        except OSError:
+            self._keeper_left()
+
+    def _drop(self, key: str) -> None:
+        if self.store is None:
+            return
+        try:
+            self.store.drop(key)
+        except OSError:
+            self._keeper_left()
+
+    def _hold_container(self, container_id: str, container: Container) -> None:
+        meta, fds = _entry(container)
+        self._hold(_PREFIX + container_id, meta, fds)
+
+    def _hold_pty(self, container_id: str, master: int) -> None:
+        self._hold(_PREFIX + container_id + _PTY, {"whole": False}, [master])
+
+    # Containers.
+
+    def _adopt(self, container_id: str, *, restarted: bool) -> None:
+        """Take from the keeper what we do not have yet."""
+        if self.store is None:
+            raise Refusal("Unavailable", "logger: the keeper is away; try again")
+        try:
+            found = self.store.fetch(_PREFIX + container_id)
+        except (OSError, channel.ChannelError) as error:
+            self._keeper_left()
+            raise Refusal("Unavailable", f"logger: the keeper went away: {error}") from error
+        known = set(self.containers)
+        for key, meta, fds in sorted(found, key=lambda row: row[0]):
+            name = key[len(_PREFIX) :].removesuffix(_PTY)
+            if name in known:
+                channel.close_all(fds)
+            elif key.endswith(_PTY):
+                self._adopt_pty(name, fds, whole=bool(meta.get("whole")))
+            else:
+                self._add(name, meta, fds, restarted=restarted)
+
+    def _add(
+        self, container_id: str, meta: dict[str, object], fds: list[int], *, restarted: bool
+    ) -> None:
+        names = meta.get("fds")
+        if not isinstance(names, list) or len(names) != len(fds) or "log" not in names:
+            channel.close_all(fds)
+            return
+        held = dict(zip(map(str, names), fds, strict=True))
+        container = Container(self.loop, self.scratch, self.timers.after, meta, held)
+        container.changed = partial(self._hold_container, container_id, container)
+        container.pty_came = partial(self._hold_pty, container_id)
+        container.pty_went = partial(self._drop, _PREFIX + container_id + _PTY)
+        if restarted:
+            container.log.repair()
+        self.containers[container_id] = container
+
+    def _adopt_pty(self, container_id: str, fds: list[int], *, whole: bool) -> None:
+        container = self.containers.get(container_id)
+        if container is None or len(fds) != 1:
+            channel.close_all(fds)
+            return
+        container.add_pty(fds[0])
+        if not whole:
+            note = "the logger was restarted; terminal output may be missing here, at most 64 KiB"
+            container.streams["stdout"].note(note)
+        self._hold_pty(container_id, fds[0])
+
+    # Requests.
+
+    def handle(self, peer: Peer, message: dict[str, object], fds: list[int]) -> Answer | None:
+        """Serve one request."""
+        operation = _OPERATIONS.get(str(message.get("op")))
+        if operation is None:
+            raise Refusal("Unimplemented", f"logger: no operation {message.get('op')!r}")
+        answer = operation(self, peer, message, fds)
+        if operation is not Logger.reopen:
+            channel.close_all(fds)
+        return answer
+
+    def _find(self, message: dict[str, object]) -> Container:
+        container_id = identifier(message, "container")
+        if container_id not in self.containers:
+            self._adopt(container_id, restarted=False)
+        if container_id not in self.containers:
+            raise Refusal("NotFound", f"container {container_id}: it has no standard streams here")
+        return self.containers[container_id]
+
+    def sync(self, _peer: Peer, message: dict[str, object], _fds: list[int]) -> Answer:
+        """Take over what the keeper holds, of one container or of all; ``known``: or NotFound."""
+        container_id = identifier(message, "container") if "container" in message else ""
+        if message.get("known"):
+            self._find(message)
+        else:
+            self._adopt(container_id, restarted=False)
+        return {}, []
+
+    def reopen(self, peer: Peer, message: dict[str, object], fds: list[int]) -> Answer | None:
+        """Write to another file from the next line on; answers after the switch."""
+        if len(fds) != 1:
+            raise Refusal("InvalidArgument", "reopen: one descriptor is wanted, the log file's")
+        container_id = identifier(message, "container")
+        container = self._find(message)
+        old = container.log
+        container.fds["log"] = fds[0]
+        container.use_log(LogFile(fds[0]))
+        self._hold_container(container_id, container)
+        number = message.get("id")
+        self._switched(
+            container_id,
+            container,
+            old,
+            time.monotonic(),
+            partial(self.loop.answer, peer, number, {}, []),
+        )
+        return None
+
+    def _switched(
+        self,
+        container_id: str,
+        container: Container,
+        old: LogFile,
+        since: float,
+        answer: Callable[[], None],
+    ) -> None:
+        if container.switched(now=time.monotonic() - since > _SWITCH_S):
+            old.close()
+            answer()
+        else:
+            again = partial(self._switched, container_id, container, old, since, answer)
+            self.timers.after(0.01, again)
+
+    def drained(self, peer: Peer, message: dict[str, object], _fds: list[int]) -> Answer | None:
+        """Answer when all that was written until now is in the log; waits for no writer."""
+        container = self._find(message)
+        container.drain()
+        if container.quiet():
+            return {}, []
+        number = message.get("id")
+        self.timers.after(_PTY_SETTLES_S, partial(self._drained_pty, peer, number, container))
+        return None
+
+    def _drained_pty(self, peer: Peer, number: object, container: Container) -> None:
+        container.drain()
+        self.loop.answer(peer, number, {}, [])
+
+    def close(self, _peer: Peer, message: dict[str, object], _fds: list[int]) -> Answer:
+        """Forget a container; an unknown one is fine."""
+        container_id = identifier(message, "container")
+        container = self.containers.pop(container_id, None)
+        if container is not None:
+            container.drain()
+            container.close()
+        self._drop(_PREFIX + container_id)
+        self._drop(_PREFIX + container_id + _PTY)
+        return {}, []
+
+    def attach(self, peer: Peer, message: dict[str, object], _fds: list[int]) -> Answer | None:
+        """Return descriptors for one more client: it reads stdout and stderr, and writes stdin."""
+        streams = message.get("streams")
+        if not isinstance(streams, list):
+            raise Refusal("InvalidArgument", "attach: streams must be a list")
+        names, ends = self._find(message).attach([str(name) for name in streams])
+        self.loop.answer(peer, message.get("id"), {"streams": names}, ends)
+        return None
+
+    def resize(self, _peer: Peer, message: dict[str, object], _fds: list[int]) -> Answer:
+        """Set the size of a terminal, in characters."""
+        width, height = message.get("width"), message.get("height")
+        if not (isinstance(width, int) and isinstance(height, int)):
+            raise Refusal("InvalidArgument", "resize: width and height must be integers")
+        if not (0 < width < 65536 and 0 < height < 65536):
+            raise Refusal("InvalidArgument", f"resize: {width}x{height} is no size of a terminal")
+        self._find(message).resize(width, height)
+        return {}, []
+
+    def status(self, _peer: Peer, _message: dict[str, object], _fds: list[int]) -> Answer:
+        """Return figures for `polypod doctor` and for tests."""
+        return {"pid": os.getpid(), "containers": len(self.containers)}, []
+
+
+def _entry(container: Container) -> tuple[dict[str, object], list[int]]:
+    pipes = {name: fd for name, fd in container.fds.items() if fd >= 0}
+    return {**container.meta, "fds": list(pipes)}, list(pipes.values())
+
+
+_OPERATIONS = {
+    "sync": Logger.sync,
+    "reopen": Logger.reopen,
+    "drained": Logger.drained,
+    "close": Logger.close,
+    "attach": Logger.attach,
+    "resize": Logger.resize,
+    "status": Logger.status,
+}
+
+
+def main(state: str) -> None:
+    """Become the logger."""
+    process.set_name("polypod-logger")
+    process.set_not_dumpable()
+    Logger(state).run()
