@@ -32,7 +32,9 @@ from polypod.plugin.rootfs import DirectoryRootfs, Rootfs, RootfsForm
 from polypod.testing.faults import Faults
 
 _NAME = re.compile(
-    r"[a-z0-9]+(?:[._/:-][a-z0-9]+)*(?::[\w][\w.-]{0,127})?(?:@sha256:[0-9a-f]{64})?"
+    r"(?:[a-z0-9]+(?:[.-][a-z0-9]+)*(?::[0-9]+)?/)?"  # a host
+    r"[a-z0-9]+(?:(?:[._/]|__|-+)[a-z0-9]+)*"  # a path
+    r"(?::\w[\w.-]{0,127})?(?:@sha256:[0-9a-f]{64})?"  # a tag, a digest
 )
 _HEX = re.compile(r"(?:sha256:)?([0-9a-f]{3,64})")
 DEMO = "localhost/demo:latest"
@@ -171,7 +173,7 @@ class MemoryImageStore:
         shutil.rmtree(fresh, ignore_errors=True)
         fresh.mkdir(mode=0o755, parents=True)
         for path, data in source.files.items():
-            file = fresh / os.path.normpath("/" + path)[1:]
+            file = fresh / _inside(path)[1:]
             file.parent.mkdir(parents=True, exist_ok=True)
             file.write_bytes(data)
         fresh.rename(place)
@@ -181,7 +183,7 @@ class MemoryImageStore:
         stored = self._stored.get(image_id)
         if stored is None:
             raise NotFound(f"image {image_id} is not in the store")
-        data = stored.source.files.get(os.path.normpath("/" + path))
+        data = stored.source.files.get(_inside(path))
         if data is not None and len(data) > limit:
             raise InvalidArgument(f"image {image_id}: {path} is larger than {limit} bytes")
         return data
@@ -287,6 +289,11 @@ def _decode(files: Mapping[str, str]) -> dict[str, bytes]:
 def _config(facts: Mapping[str, Any]) -> ImageConfig:
     lists = {name: tuple(value) for name, value in facts.items() if isinstance(value, list)}
     return ImageConfig(**{**facts, **lists})
+
+
+def _inside(path: str) -> str:
+    """Return a path made absolute within the image: ``..`` leads to its root, not out of it."""
+    return os.path.normpath("/" + path.lstrip("/"))
 
 
 def _measure(place: Path) -> tuple[int, int]:

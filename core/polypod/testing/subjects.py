@@ -1,16 +1,28 @@
-"""The subjects of this room's own plugins: the simulator, the memory store, the memory network."""
+"""The subjects of this room's own plugins: what an author of a plugin writes for his own."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from polypod.plugin.ids import ContainerId, SandboxId, new_id
+from polypod.plugin.images import Image, ImageConfig, ImageStore, PullProgress
+from polypod.plugin.network import AttachRequest, Network
 from polypod.plugin.oci import Linux, MemoryLimits, OciConfig, OciResources, Process
-from polypod.plugin.requests import ContainerConfig, ContainerMetadata, ImageSpec, SandboxConfig
+from polypod.plugin.requests import (
+    ContainerConfig,
+    ContainerMetadata,
+    ImageSpec,
+    PodMetadata,
+    SandboxConfig,
+)
 from polypod.plugin.rootfs import DirectoryRootfs
 from polypod.plugin.runtime import ContainerSpec, RuntimeBackend, RuntimeContext, SandboxSpec
 from polypod.plugin.services import Stdio
 from polypod.testing.fake_supervisor import FakeSupervisor
+from polypod.testing.image_store_suite import Known
+from polypod.testing.memory_images import MEMORY_IMAGES, ImageSource, MemoryImageStore
+from polypod.testing.memory_network import MemoryNetwork
 from polypod.testing.runtime_lab import Wanted
 from polypod.testing.simulator import simulator_type
 
@@ -73,3 +85,54 @@ class SimulatorSubject:
     async def discard(self, sandbox: SandboxSpec, /) -> None:
         """Nothing was made, so nothing is given back."""
         del sandbox
+
+
+class MemoryImageSubject:
+    """An `ImageSubject`: the memory store."""
+
+    type = MEMORY_IMAGES
+    exceptions: Mapping[str, str] = {}
+    known = (
+        Known("localhost/one:v1", "/etc/one", b"content of one\n"),
+        Known("localhost/two:v2", "/srv/data/two", b"content of two\n"),
+    )
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+
+    async def open(self) -> ImageStore:
+        """Open it on the same directory as before."""
+        self._directory.mkdir(parents=True, exist_ok=True)
+        sources = {
+            each.tag: ImageSource(ImageConfig(cmd=("sh",)), {each.file: each.content})
+            for each in self.known
+        }
+        return MemoryImageStore(self._directory, sources)
+
+    async def add(
+        self, store: ImageStore, number: int, progress: Callable[[PullProgress], None], /
+    ) -> Image:
+        """Pull it."""
+        return await store.pull(self.known[number].tag, progress=progress)
+
+
+class MemoryNetworkSubject:
+    """A `NetworkSubject`: the memory network, with null devices for namespaces."""
+
+    exceptions: Mapping[str, str] = {}
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+
+    async def open(self) -> Network:
+        """Open it on the same directory as before."""
+        self._directory.mkdir(parents=True, exist_ok=True)
+        return MemoryNetwork(root=self._directory)
+
+    async def request(self, sandbox_id: SandboxId, /) -> AttachRequest:
+        """Describe a sandbox; the network looks at no descriptor."""
+        return AttachRequest(sandbox_id, PodMetadata("pod", "uid", "ns"), namespace=-1, netlink=-1)
+
+    async def discard(self, request: AttachRequest, /) -> None:
+        """Nothing was made, so nothing is given back."""
+        del request
