@@ -10,12 +10,16 @@ This module is imported by the daemon and by the child: standard library only, a
 
 from __future__ import annotations
 
+_TYPES: dict[str, type] = {"str": str, "int": int, "bool": bool, "list": list, "dict": dict}
+
 
 class Operation:
     """One step. Subclasses list their fields in ``__slots__``; all of them travel as JSON."""
 
-    __slots__ = ()
+    __slots__: tuple[str, ...] = ()
     name = ""
+    phrase = ""
+    """How an error names it; fields in braces."""
 
     def __init__(self, **fields: object) -> None:
         for slot in self.__slots__:
@@ -24,19 +28,37 @@ class Operation:
                 raise ValueError(text)
             setattr(self, slot, fields[slot])
 
+    @classmethod
+    def from_wire(cls, fields: dict[str, object]) -> Operation:
+        """Read the fields; those that are unknown, missing or of another type are refused."""
+        if len(fields) != len(cls.__slots__):
+            text = f"operation {cls.name}: has fields {sorted(fields)}, not {sorted(cls.__slots__)}"
+            raise ValueError(text)
+        made = cls(**fields)
+        for slot in cls.__slots__:
+            wanted = _TYPES[cls.__annotations__[slot].partition("[")[0]]
+            if type(fields[slot]) is not wanted:
+                text = f"operation {cls.name}: {slot} must be {wanted.__name__}"
+                raise ValueError(text)
+        return made
+
     def to_wire(self) -> list[object]:
         """Return ``[name, {field: value}]``."""
         return [self.name, {slot: getattr(self, slot) for slot in self.__slots__}]
 
+    def summary(self) -> str:
+        """Name it in few words, for errors: no field that may hold a secret."""
+        return self.phrase.format_map({slot: self._short(slot) for slot in self.__slots__})
+
     def describe(self) -> str:
-        """Say in one line what it does: for errors, logs and golden tests."""
+        """Say in one line all that it does: for logs and golden tests."""
         shown = " ".join(f"{slot}={self._short(slot)}" for slot in self.__slots__)
         return f"{self.name} {shown}".rstrip()
 
-    def __eq__(self, other: object) -> bool:
+    def __eq__(self, other: object) -> bool:  # type: ignore[explicit-override]
         return isinstance(other, Operation) and self.to_wire() == other.to_wire()
 
-    def __repr__(self) -> str:
+    def __repr__(self) -> str:  # type: ignore[explicit-override]
         return f"<{self.describe()}>"
 
     def _short(self, slot: str) -> str:
@@ -52,6 +74,7 @@ class JoinNamespaces(Operation):
 
     __slots__ = ("items", "kinds", "pidfd")
     name = "join-namespaces"
+    phrase = "join namespaces"
     items: list[list[str]]
     kinds: list[str]
     pidfd: str
@@ -62,6 +85,7 @@ class JoinCgroups(Operation):
 
     __slots__ = ("sources",)
     name = "join-cgroups"
+    phrase = "join cgroups"
     sources: list[str]
 
 
@@ -70,24 +94,27 @@ class Unshare(Operation):
 
     __slots__ = ("kinds",)
     name = "unshare"
+    phrase = "make namespaces {kinds}"
     kinds: list[str]
 
 
 class SetHostname(Operation):
-    """Set the host name of a uts namespace of our own."""
+    """Set host and domain name of a uts namespace of our own; ``""`` leaves one as it is."""
 
-    __slots__ = ("hostname",)
+    __slots__ = ("domainname", "hostname")
     name = "set-hostname"
+    phrase = "set host name {hostname}"
     hostname: str
+    domainname: str
 
 
 class AttachRoot(Operation):
     """Put a detached mount over the root; everything after resolves beneath it."""
 
-    __slots__ = ("propagation", "source")
+    __slots__ = ("source",)
     name = "attach-root"
+    phrase = "attach the root file system"
     source: str
-    propagation: int
 
 
 class MountNew(Operation):
@@ -95,9 +122,25 @@ class MountNew(Operation):
 
     __slots__ = ("attributes", "fstype", "options", "target")
     name = "mount"
+    phrase = "mount {fstype} on {target}"
     fstype: str
     target: str
     options: list[list[str | None]]
+    attributes: int
+
+
+class MountCgroups(Operation):
+    """Show the cgroup v1 hierarchies below a tmpfs, one directory each.
+
+    ``hierarchies`` is ``[[directory, [mount option, …], [link, …]], …]``; a link is a further name of
+    controllers that share a hierarchy. With a cgroup namespace each shows the container's own part.
+    """
+
+    __slots__ = ("attributes", "hierarchies", "target")
+    name = "mount-cgroups"
+    phrase = "mount cgroups on {target}"
+    target: str
+    hierarchies: list[list[object]]
     attributes: int
 
 
@@ -106,6 +149,7 @@ class AttachMount(Operation):
 
     __slots__ = ("is_directory", "source", "target")
     name = "attach-mount"
+    phrase = "attach a volume on {target}"
     source: str
     target: str
     is_directory: bool
@@ -116,6 +160,7 @@ class MakeDevice(Operation):
 
     __slots__ = ("gid", "kind", "major", "minor", "mode", "path", "uid")
     name = "make-device"
+    phrase = "make device {path}"
     path: str
     kind: str
     major: int
@@ -130,6 +175,7 @@ class MakeLink(Operation):
 
     __slots__ = ("path", "target")
     name = "make-link"
+    phrase = "make link {path}"
     path: str
     target: str
 
@@ -139,6 +185,7 @@ class MakeDirectory(Operation):
 
     __slots__ = ("mode", "path")
     name = "make-directory"
+    phrase = "make directory {path}"
     path: str
     mode: int
 
@@ -148,6 +195,7 @@ class ChangeRoot(Operation):
 
     __slots__ = ()
     name = "change-root"
+    phrase = "change the root"
 
 
 class ReadOnlyPaths(Operation):
@@ -155,6 +203,7 @@ class ReadOnlyPaths(Operation):
 
     __slots__ = ("paths",)
     name = "read-only-paths"
+    phrase = "make paths read-only"
     paths: list[str]
 
 
@@ -163,14 +212,26 @@ class MaskPaths(Operation):
 
     __slots__ = ("paths",)
     name = "mask-paths"
+    phrase = "mask paths"
     paths: list[str]
 
 
-class ReadOnlyRoot(Operation):
-    """Make the root mount itself read-only."""
+class ReadOnlyMounts(Operation):
+    """Make mounts that had to be filled first read-only: ``paths`` are mount points, ``/`` the root."""
 
-    __slots__ = ()
-    name = "read-only-root"
+    __slots__ = ("paths",)
+    name = "read-only-mounts"
+    phrase = "make mounts read-only"
+    paths: list[str]
+
+
+class SetPropagation(Operation):
+    """Set the propagation (``MS_SHARED`` …) of the root mount alone."""
+
+    __slots__ = ("propagation",)
+    name = "set-propagation"
+    phrase = "set the root's propagation"
+    propagation: int
 
 
 class SetSysctls(Operation):
@@ -178,6 +239,7 @@ class SetSysctls(Operation):
 
     __slots__ = ("values",)
     name = "set-sysctls"
+    phrase = "set sysctls"
     values: dict[str, str]
 
 
@@ -186,23 +248,30 @@ class SetOomScore(Operation):
 
     __slots__ = ("best_effort", "value")
     name = "set-oom-score"
+    phrase = "set oom_score_adj {value}"
     value: int
     best_effort: bool
 
 
 class SetLimits(Operation):
-    """Set rlimits: ``[[number, soft, hard], …]``, -1 = unlimited."""
+    """Set rlimits: ``[[number, soft, hard], …]``, -1 = unlimited.
 
-    __slots__ = ("limits",)
+    With ``best_effort`` a hard limit above ours that we may not raise becomes ours.
+    """
+
+    __slots__ = ("best_effort", "limits")
     name = "set-limits"
+    phrase = "set rlimits"
     limits: list[list[int]]
+    best_effort: bool
 
 
 class StartSession(Operation):
-    """Become the leader of a new session."""
+    """Become the leader of a new session, with a session keyring of our own."""
 
     __slots__ = ()
     name = "start-session"
+    phrase = "start a session"
 
 
 class OpenTerminal(Operation):
@@ -213,6 +282,7 @@ class OpenTerminal(Operation):
 
     __slots__ = ("bind_console", "console", "height", "uid", "width")
     name = "open-terminal"
+    phrase = "open a terminal"
     console: str
     width: int
     height: int
@@ -221,13 +291,26 @@ class OpenTerminal(Operation):
 
 
 class UseStdio(Operation):
-    """Make sources the standard streams; ``""`` is the null device."""
+    """Make sources the standard streams; ``""`` is the null device.
 
-    __slots__ = ("stderr", "stdin", "stdout")
+    They are given to ``uid`` (-1: left), so that its ``/dev/stdout`` can be opened.
+    """
+
+    __slots__ = ("stderr", "stdin", "stdout", "uid")
     name = "use-stdio"
+    phrase = "connect the standard streams"
     stdin: str
     stdout: str
     stderr: str
+    uid: int
+
+
+class CloseDescriptors(Operation):
+    """Close all but the standard streams: no path may lead through what the launcher has open."""
+
+    __slots__ = ()
+    name = "close-descriptors"
+    phrase = "close descriptors"
 
 
 class SetUser(Operation):
@@ -235,6 +318,7 @@ class SetUser(Operation):
 
     __slots__ = ("gid", "groups", "uid", "umask")
     name = "set-user"
+    phrase = "become user {uid}, group {gid}"
     uid: int
     gid: int
     groups: list[int]
@@ -246,6 +330,7 @@ class SetCapabilities(Operation):
 
     __slots__ = ("ambient", "bounding", "effective", "inheritable", "permitted")
     name = "set-capabilities"
+    phrase = "set capabilities"
     bounding: int
     effective: int
     permitted: int
@@ -258,6 +343,7 @@ class SetNoNewPrivileges(Operation):
 
     __slots__ = ()
     name = "set-no-new-privileges"
+    phrase = "set no_new_privs"
 
 
 class ChangeDirectory(Operation):
@@ -265,6 +351,7 @@ class ChangeDirectory(Operation):
 
     __slots__ = ("path",)
     name = "change-directory"
+    phrase = "change to working directory {path}"
     path: str
 
 
@@ -273,6 +360,7 @@ class LoadSeccomp(Operation):
 
     __slots__ = ("flags", "program")
     name = "load-seccomp"
+    phrase = "load the seccomp filter"
     program: str
     flags: int
 
@@ -282,6 +370,7 @@ class Execute(Operation):
 
     __slots__ = ("args", "env", "search")
     name = "execute"
+    phrase = "execute"
     args: list[str]
     env: list[str]
     search: bool
@@ -297,6 +386,7 @@ OPERATIONS: dict[str, type[Operation]] = {
         SetHostname,
         AttachRoot,
         MountNew,
+        MountCgroups,
         AttachMount,
         MakeDevice,
         MakeLink,
@@ -304,13 +394,15 @@ OPERATIONS: dict[str, type[Operation]] = {
         ChangeRoot,
         ReadOnlyPaths,
         MaskPaths,
-        ReadOnlyRoot,
+        ReadOnlyMounts,
+        SetPropagation,
         SetSysctls,
         SetOomScore,
         SetLimits,
         StartSession,
         OpenTerminal,
         UseStdio,
+        CloseDescriptors,
         SetUser,
         SetCapabilities,
         SetNoNewPrivileges,
@@ -322,21 +414,33 @@ OPERATIONS: dict[str, type[Operation]] = {
 
 
 class Plan:
-    """Clone flags for the new process, then its operations; the last one is `Execute`."""
+    """What becomes of a new process.
 
-    __slots__ = ("clone_flags", "operations")
+    ``clone_flags`` are the namespaces that it is born into; ``pid_namespace`` (a source: an nsfs
+    descriptor or a pidfd, or ``""``) is the pid namespace it is born in, which no process can join
+    later; ``operations`` follow, the last one is `Execute`.
+    """
 
-    def __init__(self, clone_flags: int, operations: list[Operation]) -> None:
+    __slots__ = ("clone_flags", "operations", "pid_namespace")
+
+    def __init__(
+        self, clone_flags: int, operations: list[Operation], pid_namespace: str = ""
+    ) -> None:
         if not operations or operations[-1].name != Execute.name:
             text = "launch plan: the last operation must be execute"
             raise ValueError(text)
         self.clone_flags = clone_flags
         self.operations = operations
+        self.pid_namespace = pid_namespace
+
+    def __eq__(self, other: object) -> bool:  # type: ignore[explicit-override]
+        return isinstance(other, Plan) and self.to_wire() == other.to_wire()
 
     def to_wire(self) -> dict[str, object]:
         """Return JSON values."""
         return {
             "flags": self.clone_flags,
+            "pid_namespace": self.pid_namespace,
             "operations": [operation.to_wire() for operation in self.operations],
         }
 
@@ -345,17 +449,20 @@ class Plan:
         """Read what `to_wire` made; ValueError on anything else."""
         try:
             flags = int(wire["flags"])  # type: ignore[index]
+            pid_namespace = str(wire["pid_namespace"])  # type: ignore[index]
             operations = [
-                OPERATIONS[name](**fields)
+                OPERATIONS[name].from_wire(fields)
                 for name, fields in wire["operations"]  # type: ignore[index]
             ]
-        except (KeyError, TypeError) as error:
+        except (KeyError, TypeError, AttributeError) as error:
             text = f"launch plan: not in its wire form ({error!r})"
             raise ValueError(text) from error
-        return cls(flags, operations)
+        return cls(flags, operations, pid_namespace)
 
     def describe(self) -> str:
         """Return one numbered line per operation."""
         lines = [f"clone flags {self.clone_flags:#x}"]
+        if self.pid_namespace:
+            lines[0] += f" in pid namespace {self.pid_namespace}"
         lines += [f"{index}. {one.describe()}" for index, one in enumerate(self.operations)]
         return "\n".join(lines)

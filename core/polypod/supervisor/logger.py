@@ -72,7 +72,9 @@ class Logger:
         self._adopt("", restarted=True)
         while not self.loop.leaving:
             self.loop.timeout = self.timers.run()
-            self.loop.step()
+            # After a hand-over not one more read: two loggers on one pipe would both log it.
+            if not self.loop.leaving:
+                self.loop.step()
 
     # The keeper.
 

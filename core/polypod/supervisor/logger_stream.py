@@ -96,7 +96,7 @@ class Stream:
         note = b""
         if self.dropped:
             reason = os.strerror(self.error).encode()
-            note = b"%b %b F [polypod: %d log lines lost here: %b]\n" % (
+            note = b"%b %b F [polypod: %d log entries lost here: %b]\n" % (
                 stamp,
                 self.name,
                 self.dropped,

@@ -36,6 +36,7 @@ _libc = ctypes.CDLL(None, use_errno=True)
 _libc.unshare.argtypes = (ctypes.c_int,)
 _libc.setns.argtypes = (ctypes.c_int, ctypes.c_int)
 _libc.sethostname.argtypes = (ctypes.c_char_p, ctypes.c_size_t)
+_libc.setdomainname.argtypes = (ctypes.c_char_p, ctypes.c_size_t)
 
 
 def _check(result: int, what: str) -> None:
@@ -58,3 +59,9 @@ def sethostname(name: str) -> None:
     """Set the host name of our uts namespace."""
     raw = os.fsencode(name)
     _check(_libc.sethostname(raw, len(raw)), f"sethostname {name}")
+
+
+def setdomainname(name: str) -> None:
+    """Set the NIS domain name of our uts namespace."""
+    raw = os.fsencode(name)
+    _check(_libc.setdomainname(raw, len(raw)), f"setdomainname {name}")

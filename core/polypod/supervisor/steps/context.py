@@ -2,81 +2,94 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 
-from polypod.supervisor.kernel import mounts
+from polypod.supervisor.kernel import files
+from polypod.supervisor.steps.walk import Walker
+
+_TRIES = 32
 
 
 class Context:
     """Descriptors of the launch, and the root beneath which every path is resolved.
 
     ``root`` is a descriptor of the new root (E5: nothing is opened by a plain path); ``proc`` one of
-    a procfs that no container can have touched (E3); ``null`` one of a checked ``/dev/null`` (E4).
+    a procfs that no container can have touched (E3); ``null`` one of a ``/dev/null`` that is ours (E4).
+    ``keep`` are the pipes to the supervisor: they stay open until execve.
     """
 
-    __slots__ = ("fds", "null", "proc", "root")
+    __slots__ = ("fds", "keep", "null", "proc", "proc_devices", "root")
 
-    def __init__(self, fds: list[int], *, proc: int, null: int) -> None:
+    def __init__(self, fds: list[int], *, proc: int, null: int, keep: tuple[int, ...] = ()) -> None:
         self.fds = fds
         self.proc = proc
         self.null = null
+        self.keep = keep
         self.root = -1
+        self.proc_devices: set[int] = set()
+        """st_dev of procfs instances in the container: nothing else is attached there unasked (E3)."""
 
     def source(self, name: str) -> int:
         """Return the descriptor that a source names."""
         kind, _, number = name.partition(":")
         if kind != "fd":
             text = f"source {name!r}: only fd:N exists on a host"
-            raise ValueError(text)
-        return self.fds[int(number)]
+            raise OSError(errno.EINVAL, text)
+        try:
+            return self.fds[int(number)]
+        except (ValueError, IndexError):
+            text = f"source {name!r}: {len(self.fds)} descriptors came with the launch"
+            raise OSError(errno.EBADF, text) from None
 
-    def open_beneath(self, path: str, flags: int = os.O_PATH, mode: int = 0) -> int:
+    def open_beneath(self, path: str, flags: int = os.O_PATH) -> int:
         """Open a path as the container would see it; links cannot lead out of the root."""
-        resolve = mounts.RESOLVE_IN_ROOT | mounts.RESOLVE_NO_MAGICLINKS
-        return mounts.openat2(self.root, path, flags, mode, resolve)
+        resolve = files.RESOLVE_IN_ROOT | files.RESOLVE_NO_MAGICLINKS
+        for _ in range(_TRIES):
+            try:
+                return files.openat2(self.root, path, flags, 0, resolve)
+            except BlockingIOError:
+                # Somebody renames directories below us at this moment: openat2(2), EAGAIN.
+                continue
+        raise OSError(errno.EAGAIN, f"open {path}: it is renamed all the time")
 
     def make_directory(self, path: str, mode: int = 0o755) -> int:
         """Open a directory, making it and its parents; returns an O_PATH descriptor.
 
-        A component that is a link is followed inside the root; a dangling one is an error.
+        Links are followed inside the root, also those that point to what is missing: that is made.
         """
-        at = os.dup(self.root)
-        walked = ""
-        for part in [part for part in path.split("/") if part]:
-            walked += f"/{part}"
-            try:
-                inner = self.open_beneath(walked, os.O_PATH | os.O_DIRECTORY)
-            except FileNotFoundError:
-                try:
-                    os.mkdir(part, mode, dir_fd=at)
-                except FileExistsError:
-                    # A dangling link: making what it points to would be the image's choice, not ours.
-                    os.close(at)
-                    raise
-                inner = mounts.openat2(at, part, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW)
-            os.close(at)
-            at = inner
-        return at
+        try:
+            return self.open_beneath(path, os.O_PATH | os.O_DIRECTORY)
+        except FileNotFoundError:
+            with Walker(self.root) as walker:
+                return walker.make_directory(path, mode)
 
     def make_file(self, path: str) -> int:
         """Open a file for use as a mount target, making it empty; returns an O_PATH descriptor."""
         try:
-            return self.open_beneath(path, os.O_PATH)
+            return self.open_beneath(path)
         except FileNotFoundError:
-            parent, _, name = path.rstrip("/").rpartition("/")
-            directory = self.make_directory(parent)
-            try:
-                flags = os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC
-                os.close(os.open(name, flags, 0o644, dir_fd=directory))
-                return mounts.openat2(directory, name, os.O_PATH | os.O_NOFOLLOW)
-            finally:
-                os.close(directory)
+            with Walker(self.root) as walker:
+                return walker.make_file(path)
 
     def parent_of(self, path: str) -> tuple[int, str]:
         """Return (descriptor of the parent directory, made if missing; last component)."""
         parent, _, name = path.rstrip("/").rpartition("/")
-        return self.make_directory(parent), name
+        if name in ("", ".", ".."):
+            raise OSError(errno.EINVAL, f"{path}: names no file")
+        return self.make_directory(parent or "/"), name
+
+    def close_others(self) -> None:
+        """Close everything but the standard streams and the pipes to the supervisor (E2)."""
+        first = 3
+        for fd in sorted(self.keep):
+            if fd > first:
+                files.close_range(first, fd - 1)
+            first = max(first, fd + 1)
+        files.close_range(first)
+        self.root = self.proc = self.null = -1
+        self.fds = []
 
 
 def is_directory(fd: int) -> bool:

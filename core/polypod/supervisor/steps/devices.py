@@ -14,15 +14,14 @@ _KINDS = {"c": stat.S_IFCHR, "u": stat.S_IFCHR, "b": stat.S_IFBLK, "p": stat.S_I
 def make_device(op: operations.MakeDevice, context: Context) -> None:
     """Make a node, replacing one of the image's."""
     parent, name = context.parent_of(op.path)
+    # The umask is 0 until the user is set: the mode is exact, and nothing is changed by name later.
+    mode, device = _KINDS[op.kind] | op.mode, os.makedev(op.major, op.minor)
     try:
-        device = os.makedev(op.major, op.minor)
         try:
-            os.mknod(name, _KINDS[op.kind] | op.mode, device, dir_fd=parent)
+            os.mknod(name, mode, device, dir_fd=parent)
         except FileExistsError:
             os.unlink(name, dir_fd=parent)
-            os.mknod(name, _KINDS[op.kind] | op.mode, device, dir_fd=parent)
-        # mknod obeys the umask.
-        os.chmod(name, op.mode, dir_fd=parent)
+            os.mknod(name, mode, device, dir_fd=parent)
         if op.uid or op.gid:
             os.chown(name, op.uid, op.gid, dir_fd=parent, follow_symlinks=False)
     finally:

@@ -1,4 +1,4 @@
-"""User, groups, capabilities, limits, seccomp.
+"""User, groups, capabilities, no_new_privs.
 
 The order matters: see `polypod.spec.compile`. CAP_SYS_ADMIN stays effective until execve so that
 seccomp can be loaded last of all; execve itself takes it away, because it is not in the bounding set.
@@ -6,9 +6,7 @@ seccomp can be loaded last of all; execve itself takes it away, because it is no
 
 from __future__ import annotations
 
-import base64
 import os
-import resource
 
 from polypod.plan import operations
 from polypod.supervisor.kernel import credentials
@@ -61,14 +59,3 @@ def _drop_from_bounding(number: int) -> bool:
 def set_no_new_privileges(_op: operations.SetNoNewPrivileges, _context: Context) -> None:
     """One way only."""
     credentials.prctl(credentials.PR_SET_NO_NEW_PRIVS, 1)
-
-
-def load_seccomp(op: operations.LoadSeccomp, _context: Context) -> None:
-    """Nothing but execve follows (E24)."""
-    credentials.seccomp_load(base64.b64decode(op.program), op.flags)
-
-
-def set_limits(op: operations.SetLimits, _context: Context) -> None:
-    """Set rlimits; -1 is infinity for Python as for the kernel."""
-    for number, soft, hard in op.limits:
-        resource.setrlimit(number, (soft, hard))
