@@ -421,14 +421,15 @@ class Plan:
     later; ``operations`` follow, the last one is `Execute`.
     """
 
-    __slots__ = ("clone_flags", "operations", "pid_namespace")
+    __slots__ = ("clone_flags", "execute", "operations", "pid_namespace")
 
     def __init__(
         self, clone_flags: int, operations: list[Operation], pid_namespace: str = ""
     ) -> None:
-        if not operations or operations[-1].name != Execute.name:
+        if not operations or not isinstance(operations[-1], Execute):
             text = "launch plan: the last operation must be execute"
             raise ValueError(text)
+        self.execute = operations[-1]
         self.clone_flags = clone_flags
         self.operations = operations
         self.pid_namespace = pid_namespace

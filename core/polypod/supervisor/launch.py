@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import os
+import signal
+from functools import partial
 
+from polypod.plan import channel
 from polypod.plan.operations import Plan
 from polypod.supervisor import child
 from polypod.supervisor.kernel import namespace, process
 from polypod.supervisor.steps.context import Context
+from polypod.supervisor.steps.process import Program
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any
+    from typing import Any, NoReturn
+
+    from polypod.supervisor.server import Peer
 
     Message = dict[str, Any]
 
@@ -42,7 +48,7 @@ class Launch:
 
     __slots__ = ("hold", "number", "peer", "plan", "process", "report", "status", "watched")
 
-    def __init__(self, plan: Plan, peer: object, number: object, hold: bool) -> None:
+    def __init__(self, plan: Plan, peer: Peer | None, number: object, hold: bool) -> None:
         self.plan = plan
         self.peer = peer
         self.number = number
@@ -59,6 +65,7 @@ class Launcher:
     def __init__(self, host_mounts: int) -> None:
         self.host_mounts = host_mounts
         self.proc = os.open("/proc", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        self._own_pids = os.open("self/ns/pid", os.O_RDONLY | os.O_CLOEXEC, dir_fd=self.proc)
 
     def clone(
         self,
@@ -72,20 +79,25 @@ class Launcher:
         """Clone the child of a launch; it runs its plan while we go on.
 
         Raises:
-            OSError: clone3 failed; nothing is left.
+            OSError: clone3 failed, or the plan names what is not there; nothing is left.
         """
-        status_read, status_write = os.pipe2(os.O_CLOEXEC)
-        gate_read, gate_write = os.pipe2(os.O_CLOEXEC)
-        context = Context(fds, proc=self.proc, null=-1)
-        flags = process.CLONE_PARENT | launch.plan.clone_flags
         try:
-            pid, pidfd = process.clone3(flags)
+            program = Program(launch.plan.execute)
+            context = Context(fds, program, proc=self.proc, null=-1)
+            status_read, status_write = os.pipe2(os.O_CLOEXEC)
+        except BaseException:
+            launch.report.close()
+            raise
+        gate_read, gate_write = os.pipe2(os.O_CLOEXEC)
+        context.keep = (status_write, gate_read)
+        try:
+            pid, pidfd = self._clone_into(launch.plan, context)
         except OSError:
-            for fd in (status_read, status_write, gate_read, gate_write):
-                os.close(fd)
+            channel.close_all([status_read, status_write, gate_read, gate_write])
             launch.report.close()
             raise
         if pid == 0:
+            # The write end must go, or the gate would never see the supervisor die.
             self._in_child(launch, context, gate_read, gate_write, on_host)
         os.close(status_write)
         os.close(gate_read)
@@ -95,22 +107,38 @@ class Launcher:
         launch.process = launched
         return launched
 
+    def _clone_into(self, plan: Plan, context: Context) -> tuple[int, int]:
+        """Clone, into the pid namespace that the plan names: no process can move to another one."""
+        flags = process.CLONE_PARENT | plan.clone_flags
+        if not plan.pid_namespace:
+            return process.clone3(flags)
+        namespace.setns(context.source(plan.pid_namespace), process.CLONE_NEWPID)
+        pid = -1
+        try:
+            pid, pidfd = process.clone3(flags)
+        finally:
+            if pid != 0:
+                namespace.setns(self._own_pids, process.CLONE_NEWPID)
+        return pid, pidfd
+
     def _in_child(
         self, launch: Launch, context: Context, gate_read: int, gate_write: int, on_host: bool
-    ) -> None:
+    ) -> NoReturn:
         """Everything here runs in the child and never returns."""
         try:
-            # The write end must go, or the gate would never see the supervisor die.
             os.close(gate_write)
+            os.umask(0)
             _default_signals()
             context.null = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
             if on_host:
                 namespace.setns(self.host_mounts, process.CLONE_NEWNS)
                 context.root = os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+            gate = partial(_pass_gate, gate_read, context.keep[0] if launch.hold else -1)
+            child.run(launch.plan, context, launch.report, gate)
         except OSError as error:
-            launch.report.fail(0, error.errno or 0, f"prepare the child: {error.strerror}")
+            launch.report.fail(-1, error.errno or 0, error.strerror or str(error))
+        finally:
             os._exit(127)
-        child.run(launch.plan, context, launch.report, lambda: _pass_gate(gate_read))
 
     def _start_time(self, pid: int) -> int:
         try:
@@ -123,16 +151,19 @@ class Launcher:
             os.close(fd)
 
 
-def _pass_gate(gate_read: int) -> None:
+def _pass_gate(gate_read: int, status: int) -> None:
     """Wait for the go; if the supervisor died first, do not execute: nobody knows of us."""
+    if status >= 0:
+        os.write(status, b"r")
     if os.read(gate_read, 1) != b"g":
         os._exit(126)
 
 
+_DEFAULTS = (signal.SIGPIPE, signal.SIGXFSZ, signal.SIGTERM, signal.SIGINT, signal.SIGCHLD)
+
+
 def _default_signals() -> None:
     """Python ignores SIGPIPE and SIGXFSZ; a program must not inherit that, nor our mask."""
-    import signal
-
-    for number in (signal.SIGPIPE, signal.SIGXFSZ, signal.SIGTERM, signal.SIGINT, signal.SIGCHLD):
+    for number in _DEFAULTS:
         signal.signal(number, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_SETMASK, ())

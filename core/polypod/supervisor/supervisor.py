@@ -188,6 +188,8 @@ class Supervisor:
         process_id = identifier(message, "process")
         if process_id in self.processes:
             raise Refusal("AlreadyExists", f"process {process_id} exists")
+        if not fds:
+            raise Refusal("InvalidArgument", f"launch {process_id}: no plan came with it")
         plan = _read_plan(fds.pop(0))
         launch = Launch(plan, peer, message.get("id"), bool(message.get("hold")))
         labels: Message = dict(_mapping(message, "labels"))
@@ -198,10 +200,8 @@ class Supervisor:
         channel.close_all(fds)
         self.processes[process_id] = launched
         self.launches.add(launch)
-        self.loop.add(launch.status, lambda _events: self._settled(launch))
-        if launch.hold:
-            self._answer_launch(launch, launched)
-        else:
+        self.loop.add(launch.status, lambda _events: self._status(launch))
+        if not launch.hold:
             _open_gate(launched)
 
     def release(self, peer: Peer, message: Message, fds: list[int]) -> None:
@@ -215,6 +215,13 @@ class Supervisor:
                 _open_gate(launched)
                 return
         raise Refusal("NotFound", f"process {process_id}: none is held")
+
+    def _status(self, launch: Launch) -> None:
+        """The child is at its gate, or it has executed, or it is gone."""
+        if not os.read(launch.status, 1):
+            self._settled(launch)
+        elif launch.process is not None:
+            self._answer_launch(launch, launch.process)
 
     def _settled(self, launch: Launch) -> None:
         """The status pipe has closed: the child executed, or it is gone."""
@@ -232,14 +239,14 @@ class Supervisor:
             self._answer_launch(launch, launched)
             return
         self._forget(launched.process_id)
-        self.loop.refuse(launch.peer, launch.number, failure)
+        if launch.peer is not None:
+            self.loop.refuse(launch.peer, launch.number, failure)
 
     def _answer_launch(self, launch: Launch, launched: Process) -> None:
         answer: Message = {"pid": launched.pid, "start_time": launched.start_time}
-        peer = launch.peer
-        if isinstance(peer, Peer):
-            peer.push({"id": launch.number, "ok": answer}, [launched.pidfd])
-        launch.number = None
+        if launch.peer is not None:
+            launch.peer.push({"id": launch.number, "ok": answer}, [launched.pidfd])
+        launch.peer = None
 
     def kill(self, _peer: Peer, message: Message, fds: list[int]) -> Answer:
         """Signal through the pidfd."""

@@ -9,6 +9,10 @@ import stat
 from polypod.supervisor.kernel import files
 from polypod.supervisor.steps.walk import Walker
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from polypod.supervisor.steps.process import Program
+
 _TRIES = 32
 
 
@@ -17,16 +21,20 @@ class Context:
 
     ``root`` is a descriptor of the new root (E5: nothing is opened by a plain path); ``proc`` one of
     a procfs that no container can have touched (E3); ``null`` one of a ``/dev/null`` that is ours (E4).
-    ``keep`` are the pipes to the supervisor: they stay open until execve.
+    ``keep`` are the pipes to the supervisor: they stay open until execve. ``program`` is what will be
+    executed, prepared.
     """
 
-    __slots__ = ("fds", "keep", "null", "proc", "proc_devices", "root")
+    __slots__ = ("fds", "keep", "null", "proc", "proc_devices", "program", "root")
 
-    def __init__(self, fds: list[int], *, proc: int, null: int, keep: tuple[int, ...] = ()) -> None:
+    def __init__(
+        self, fds: list[int], program: Program, *, proc: int, null: int, keep: tuple[int, ...] = ()
+    ) -> None:
         self.fds = fds
         self.proc = proc
         self.null = null
         self.keep = keep
+        self.program = program
         self.root = -1
         self.proc_devices: set[int] = set()
         """st_dev of procfs instances in the container: nothing else is attached there unasked (E3)."""

@@ -7,9 +7,13 @@ import os
 
 from polypod.plan import operations
 from polypod.supervisor.kernel import credentials
-from polypod.supervisor.steps.context import Context
+from polypod.supervisor.kernel import execute as execve
 
-_DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from polypod.supervisor.steps.context import Context
+
+_DEFAULT_PATH = b"/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
 def start_session(_op: operations.StartSession, _context: Context) -> None:
@@ -41,34 +45,45 @@ def change_directory(op: operations.ChangeDirectory, _context: Context) -> None:
         raise OSError(errno.EACCES, text)
 
 
-def execute(op: operations.Execute, _context: Context) -> None:
-    """Execute; raises OSError in the field's words if that fails."""
-    args = [_raw(item) for item in op.args]
-    env = dict(_raw(item).partition(b"=")[::2] for item in op.env if not item.startswith("="))
-    name = args[0]
-    if b"/" in name or not op.search:
-        _try(name, args, env, op.args[0])
+class Program:
+    """A plan's last operation, prepared before the clone."""
+
+    __slots__ = ("paths", "shown", "vectors")
+
+    def __init__(self, op: operations.Execute) -> None:
+        args = [_raw(item) for item in op.args]
+        if not args or any(b"\0" in item for item in args):
+            raise OSError(errno.EINVAL, "exec: no arguments, or a NUL in one")
+        env = dict(_raw(item).partition(b"=")[::2] for item in op.env if not item.startswith("="))
+        self.shown = f'exec: "{op.args[0]}"'
+        self.paths = _candidates(args[0], env.get(b"PATH", _DEFAULT_PATH), search=op.search)
+        self.vectors = execve.Vectors(args, [b"%b=%b" % pair for pair in env.items()])
+
+
+def _candidates(name: bytes, path: bytes, *, search: bool) -> list[bytes]:
+    if b"/" in name or not search:
+        return [name]
+    return [os.path.join(directory or b".", name) for directory in path.split(b":")]
+
+
+def execute(_op: operations.Execute, context: Context) -> None:
+    """Execute; raises OSError in the field's words if that fails.
+
+    Looks like execvp(3): what may not be executed is passed over, and remembered.
+    """
+    program = context.program
     denied = False
-    for directory in env.get(b"PATH", _DEFAULT_PATH.encode()).split(b":"):
-        try:
-            os.execve(os.path.join(directory or b".", name), args, env)
-        except PermissionError:
+    for path in program.paths:
+        number = program.vectors.execute(path)
+        if len(program.paths) == 1:
+            raise OSError(number, f"{program.shown}: {os.strerror(number).lower()}")
+        if number == errno.EACCES:
             denied = True
-        except (FileNotFoundError, NotADirectoryError):
-            continue
-        except OSError as error:
-            raise OSError(error.errno, f'exec: "{op.args[0]}": {_words(error)}') from error
+        elif number not in (errno.ENOENT, errno.ENOTDIR):
+            raise OSError(number, f"{program.shown}: {os.strerror(number).lower()}")
     if denied:
-        raise OSError(errno.EACCES, f'exec: "{op.args[0]}": permission denied')
-    text = f'exec: "{op.args[0]}": executable file not found in $PATH'
-    raise OSError(errno.ENOENT, text)
-
-
-def _try(path: bytes, args: list[bytes], env: dict[bytes, bytes], shown: str) -> None:
-    try:
-        os.execve(path, args, env)
-    except OSError as error:
-        raise OSError(error.errno, f'exec: "{shown}": {_words(error)}') from error
+        raise OSError(errno.EACCES, f"{program.shown}: permission denied")
+    raise OSError(errno.ENOENT, f"{program.shown}: executable file not found in $PATH")
 
 
 def _raw(text: str) -> bytes:
