@@ -89,6 +89,11 @@ class Config:
     origins: Mapping[str, str] = field(default_factory=dict)
     """Key → where its value comes from: ``default``, a file, ``--set``."""
 
+    def is_set(self, key: str) -> bool:
+        """Tell whether somebody set a key, or a table that holds it."""
+        parts = key.split(".")
+        return any(".".join(parts[: n + 1]) in self.origins for n in range(len(parts)))
+
 
 _SECTIONS: dict[str, type] = {
     "server": ServerConfig,
@@ -129,6 +134,15 @@ def load(path: Path | None, overrides: Sequence[str] = ()) -> Config:
     for override in overrides:
         key = _apply(tree, override)
         origins[key] = "--set"
+    return _build(tree, origins)
+
+
+def from_tree(tree: Mapping[str, Any], origins: Mapping[str, str]) -> Config:
+    """Return a configuration from nested tables, as `dataclasses.asdict` makes them.
+
+    Raises:
+        InvalidArgument: as `load`.
+    """
     return _build(tree, origins)
 
 

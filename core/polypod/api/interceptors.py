@@ -62,7 +62,9 @@ def code_and_text(error: BaseException) -> tuple[StatusCode, str]:
 class Interceptor(grpc.aio.ServerInterceptor):
     """Wraps every handler of the services, refuses the calls of `UNIMPLEMENTED`."""
 
-    def __init__(self) -> None:
+    def __init__(self, ready: Callable[[], bool] = lambda: True) -> None:
+        """Refuse everything, Version too, until ``ready`` says yes."""
+        self._ready = ready
         self._numbers = count(1)
         self._wrapped: dict[str, Any] = {}
 
@@ -101,6 +103,8 @@ class Interceptor(grpc.aio.ServerInterceptor):
             begin = time.perf_counter()
             code, text = StatusCode.OK, ""
             try:
+                if not self._ready():
+                    raise errors.Unavailable("the server is starting; try again in a moment")
                 return await serve(request, context)
             except asyncio.CancelledError:
                 code, text = StatusCode.CANCELLED, "the client hung up"

@@ -11,6 +11,7 @@ import logging
 import os
 import socket
 import stat
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -52,9 +53,13 @@ def socket_path(listen: str) -> Path:
 class ApiServer:
     """A started server; `start` answers when clients can connect."""
 
-    def __init__(self, lifecycle: Lifecycle, listen: str) -> None:
+    def __init__(
+        self, lifecycle: Lifecycle, listen: str, *, ready: Callable[[], bool] = lambda: True
+    ) -> None:
+        """Choose where to listen; every call is answered UNAVAILABLE until ``ready`` says yes."""
         self.path = socket_path(listen)
         self._lifecycle = lifecycle
+        self._ready = ready
         self._server: grpc.aio.Server | None = None
         self._inode = 0
 
@@ -66,7 +71,7 @@ class ApiServer:
         """
         prepare_socket(self.path)
         server = grpc.aio.server(
-            interceptors=(Interceptor(),),
+            interceptors=(Interceptor(self._ready),),
             options=(
                 ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
                 ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),

@@ -6,6 +6,7 @@ What they need of the server is imported when they run: `polypod ps` shall not p
 from __future__ import annotations
 
 import argparse
+import json
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -31,12 +32,36 @@ def _config_flags(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def _place_flags(parser: argparse.ArgumentParser) -> None:
+    _config_flags(parser)
+    for name, help_ in (
+        ("root", "directory of what survives a reboot; short for --set server.root=DIR"),
+        ("state", "directory of what dies with the boot; short for --set server.state=DIR"),
+    ):
+        parser.add_argument(f"--{name}", metavar="DIR", help=help_)
+
+
+def _serve_flags(parser: argparse.ArgumentParser) -> None:
+    _place_flags(parser)
+    parser.add_argument(
+        "--listen",
+        metavar="unix:///PATH",
+        help="where the CRI socket is; short for --set server.listen=…",
+    )
+
+
 def loaded(args: argparse.Namespace) -> Any:  # noqa: ANN401 - polypod.config.Config, imported late
-    """Return the effective configuration."""
+    """Return the effective configuration: the file, then --set, then the flags of their own."""
     from polypod import config
 
     path = args.config or (DEFAULT_CONFIG if DEFAULT_CONFIG.exists() else None)
-    return config.load(path, args.set)
+    overrides = list(args.set)
+    for name in ("listen", "root", "state"):
+        value = getattr(args, name, None)
+        if value is not None:
+            text = value if name == "listen" else str(Path(value).absolute())
+            overrides.append(f"server.{name}={json.dumps(text)}")
+    return config.load(path, overrides)
 
 
 def serve(args: argparse.Namespace) -> int:
@@ -130,11 +155,19 @@ COMMANDS = (
     Command(
         "serve",
         "run the CRI server in the foreground",
-        _config_flags,
+        _serve_flags,
         serve,
-        "  polypod serve\n  polypod serve --set server.root=/tmp/p --set network.type=bridge",
+        "  polypod serve\n"
+        "  polypod serve --listen unix:///tmp/p/cri.sock --root /tmp/p/root --state /tmp/p/state\n"
+        "  polypod serve --set handlers.sim.type=simulator --set server.default_handler=sim",
     ),
-    Command("down", "end all that a server left running on this host", _config_flags, down),
+    Command(
+        "down",
+        "stop and remove all that a server made, and end its processes",
+        _place_flags,
+        down,
+        "  polypod down\n  polypod down --root /tmp/p/root --state /tmp/p/state",
+    ),
     Command("plugins", "list plugins and what they offer", _shown, plugins),
     Command("doctor", "say what this host lacks", json_flag, doctor),
     Command(

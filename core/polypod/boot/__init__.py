@@ -1,0 +1,1 @@
+"""The pieces of the composition root; ``polypod.server`` joins them. Nobody else imports this room."""

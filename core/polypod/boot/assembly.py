@@ -1,0 +1,100 @@
+"""From a configuration to a heart: every part opened in order, closed in the reverse order."""
+
+from __future__ import annotations
+
+import os
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+from polypod.boot.opening import Opener
+from polypod.boot.places import Places
+from polypod.boot.processes import Processes, open_processes
+from polypod.config import Config
+from polypod.lifecycle.assemble import Assembler, HostFacts
+from polypod.lifecycle.core import Core
+from polypod.lifecycle.parts import Parts
+from polypod.plugin.errors import InvalidArgument
+from polypod.registry import Registry
+from polypod.store.database import Database, boot_id
+
+FAILPOINTS = "POLYPOD_FAILPOINTS"
+
+
+@dataclass(frozen=True, slots=True)
+class Assembled:
+    """A heart that is not yet open, its parts, and what closes them."""
+
+    core: Core
+    parts: Parts
+    registry: Registry
+    processes: Processes
+    closers: AsyncExitStack
+    """Close it last: it disconnects everything. Workloads go on."""
+
+
+async def assemble(config: Config, places: Places) -> Assembled:
+    """Open everything that the configuration names.
+
+    Raises:
+        PolypodError: what the server cannot start without is missing; nothing stays open.
+    """
+    _check(config)
+    closers = AsyncExitStack()
+    async with closers:
+        registry = Registry.load(
+            disabled=config.plugins.disabled,
+            required=config.plugins.required,
+            order=config.plugins.order,
+            hook_timeout_s=config.plugins.hook_timeout_s,
+        )
+        database = Database(places.root / "records.sqlite", boot_id())
+        closers.callback(database.close)
+        processes = await open_processes(config, places.state)
+        closers.push_async_callback(processes.close)
+        opener = Opener(config, registry, places, processes, closers)
+        handlers, unusable = await opener.handlers()
+        parts = Parts(
+            handlers=handlers,
+            default_handler=config.server.default_handler,
+            image_store=await opener.default_store(handlers),
+            network=await opener.network(),
+            supervisor=processes.supervisor,
+            logs=processes.logs,
+            hooks=registry,
+            builder=Assembler(host=HostFacts.probe()),
+            database=database,
+            root=places.root,
+            state=places.state,
+            cgroup_parent=config.server.cgroup_parent,
+            state_files=_state_files(config),
+            failpoints=os.environ.get(FAILPOINTS, ""),
+            unusable_handlers=unusable,
+        )
+        return Assembled(Core(parts), parts, registry, processes, closers.pop_all())
+    raise AssertionError  # the stack swallows nothing
+
+
+def _check(config: Config) -> None:
+    default = config.server.default_handler
+    if default not in config.handlers:
+        raise InvalidArgument(
+            f"server.default_handler is {default!r}; configured are {sorted(config.handlers)}"
+        )
+    if not config.server.cgroup_parent.startswith("/"):
+        raise InvalidArgument(
+            f"server.cgroup_parent is {config.server.cgroup_parent!r}: give an absolute path"
+        )
+
+
+def _state_files(config: Config) -> Path | None:
+    """Return where state files are published.
+
+    The default directory is the host's; a user who may not write there publishes nothing, unless
+    the configuration names a directory.
+    """
+    if not config.server.state_files:
+        return None
+    if os.geteuid() != 0 and not config.is_set("server.state_files"):
+        return None
+    return Path(config.server.state_files)

@@ -1,0 +1,115 @@
+"""The composition root: the one place where parts are joined. `serve` and `down` start here."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gc
+import logging
+import os
+import resource
+import signal
+import time
+from pathlib import Path
+
+import polypod
+from polypod.api.server import ApiServer, socket_path
+from polypod.boot import journal, places
+from polypod.boot.assembly import Assembled, assemble
+from polypod.boot.removal import take_down
+from polypod.boot.watching import open_observers
+from polypod.config import Config
+
+log = logging.getLogger("polypod.server")
+
+GRACE_S = 5.0
+"""For calls that run when the server is told to leave."""
+
+
+def serve(config: Config) -> int:
+    """Run a server in the foreground until SIGTERM or SIGINT; workloads outlive it.
+
+    The socket is there from the start and answers UNAVAILABLE until everything is recovered. A second
+    signal leaves at once.
+
+    Raises:
+        PolypodError: it cannot start; the text says what to do.
+    """
+    journal.set_up(config.server.log_level)
+    socket_path(config.server.listen)
+    where = places.make(Path(config.server.root), Path(config.server.state))
+    _raise_limits()
+    with places.claim(where):
+        places.note(where, config)
+        asyncio.run(_serve(config, where))
+    return 0
+
+
+def down(root: Path, state: Path) -> int:
+    """Stop and remove all that a server made, whether it runs or not; end what it started.
+
+    Raises:
+        PolypodError: something could not be removed; the text names it.
+    """
+    journal.set_up("warning")
+    return asyncio.run(take_down(root, state))
+
+
+async def _serve(config: Config, where: places.Places) -> None:
+    began = time.monotonic()
+    leave = _leave_on_signal()
+    recovered = asyncio.Event()
+    assembled = await assemble(config, where)
+    api = ApiServer(assembled.core, config.server.listen, ready=recovered.is_set)
+    try:
+        await api.start()
+        await _open(assembled)
+        recovered.set()
+        log.info("ready version=%s seconds=%.3f", polypod.__version__, time.monotonic() - began)
+        _settle_memory()
+        await leave.wait()
+    finally:
+        await api.stop(GRACE_S)
+        await assembled.core.close()
+        await assembled.closers.aclose()
+        log.info("left; workloads go on")
+
+
+async def _open(assembled: Assembled) -> None:
+    found = await assembled.core.open()
+    log.info(
+        "recovered sandboxes=%d containers=%d rolled_back=%d orphans=%d",
+        found.sandboxes,
+        found.containers,
+        len(found.rolled_back),
+        len(found.orphans),
+    )
+    await open_observers(assembled.registry, assembled.core, assembled.closers)
+
+
+def _leave_on_signal() -> asyncio.Event:
+    """Return an event that the first SIGTERM or SIGINT sets; the second ends the process."""
+    leave = asyncio.Event()
+
+    def on_signal(number: signal.Signals) -> None:
+        if leave.is_set():
+            os._exit(128 + number)
+        log.info("leaving signal=%s", number.name)
+        leave.set()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, on_signal, number)
+    return leave
+
+
+def _raise_limits() -> None:
+    """Take all the descriptors that we may have: each pod costs some."""
+    _soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.suppress(OSError, ValueError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+def _settle_memory() -> None:
+    """Keep the collector from walking what lives as long as the server does."""
+    gc.collect()
+    gc.freeze()
