@@ -11,8 +11,9 @@ from polypod.boot.opening import Opener
 from polypod.boot.places import Places
 from polypod.boot.processes import Processes, open_processes
 from polypod.config import Config
-from polypod.lifecycle.assemble import Assembler, HostFacts
+from polypod.lifecycle.assemble import Assembler
 from polypod.lifecycle.core import Core
+from polypod.lifecycle.host_facts import HostFacts
 from polypod.lifecycle.parts import Parts
 from polypod.plugin.errors import InvalidArgument
 from polypod.registry import Registry

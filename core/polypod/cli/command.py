@@ -8,7 +8,7 @@ import json
 import sys
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from polypod.client import CriClient
 
@@ -87,14 +87,6 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     for row in (tuple(columns), *items):
         line = "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True))
         emit(line.rstrip())
-
-
-def as_dict(message: Any) -> dict[str, Any]:  # noqa: ANN401 - any protobuf message
-    """Return a message for ``--json``, with the field names of the .proto file."""
-    from google.protobuf.json_format import MessageToDict
-
-    found: dict[str, Any] = MessageToDict(message, preserving_proto_field_name=True)
-    return found
 
 
 async def find_container(cri: CriClient, wanted: str) -> str:

@@ -8,11 +8,9 @@ import sys
 import tarfile
 from pathlib import Path
 
-from polypod.api.v1 import api_pb2 as pb
 from polypod.cli.command import (
     Command,
     Usage,
-    as_dict,
     emit,
     emit_json,
     json_flag,
@@ -21,7 +19,7 @@ from polypod.cli.command import (
 )
 from polypod.cli.extensions import command_types
 from polypod.cli.pods import size
-from polypod.client import CriClient
+from polypod.client import CriClient, as_dict, pb
 
 _FROM_HOST = "image-from-host"
 """The command that an image plugin offers under this name appears as ``image from-host``."""

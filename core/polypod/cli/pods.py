@@ -7,11 +7,9 @@ import json
 import time
 from typing import Any
 
-from polypod.api.v1 import api_pb2 as pb
 from polypod.cli.command import (
     SHORT_ID,
     Command,
-    as_dict,
     emit,
     emit_json,
     find_any,
@@ -19,7 +17,7 @@ from polypod.cli.command import (
     table,
     with_client,
 )
-from polypod.client import CriClient
+from polypod.client import CriClient, as_dict, pb
 
 
 def ps(args: argparse.Namespace) -> int:

@@ -7,10 +7,9 @@ import asyncio
 import sys
 from pathlib import Path
 
-from polypod.api.v1 import api_pb2 as pb
 from polypod.cli.command import Command, Usage, emit_json, find_container, json_flag, with_client
 from polypod.cli.logfile import copy_log
-from polypod.client import CriClient
+from polypod.client import CriClient, pb
 
 
 def exec_(args: argparse.Namespace) -> int:

@@ -10,10 +10,9 @@ import sys
 import tempfile
 from pathlib import Path
 
-from polypod.api.v1 import api_pb2 as pb
 from polypod.cli.command import Command, Usage, emit, with_client
 from polypod.cli.logfile import copy_log
-from polypod.client import CriClient
+from polypod.client import CriClient, pb
 
 _UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30}
 

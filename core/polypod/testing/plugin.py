@@ -20,7 +20,7 @@ class SimulatorPlugin(Hooks):
     @hookimpl
     def polypod_runtime_types(self) -> Sequence[RuntimeType]:
         """Offer the simulator."""
-        return (simulator_type(),)
+        return (simulator_type(sandbox_namespaces=frozenset({"network"})),)
 
     @override
     @hookimpl

@@ -1,0 +1,94 @@
+"""A server of our own: private directories, socket, cgroup and subnets; nothing of it stays."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from polypod.client import CriClient
+
+POLYPOD = str(Path(sys.executable).with_name("polypod"))
+READY_S = 30.0
+LEAVE_S = 30.0
+SUBNETS = ("10.233.57.0/24", "fd00:10:233:57::/64")
+
+
+class DemoServer:
+    """``polypod serve`` in a process of its own."""
+
+    def __init__(self, *, simulated: bool) -> None:
+        self.simulated = simulated
+        self.place = Path(tempfile.mkdtemp(prefix="polypod-demo-"))
+        self.endpoint = f"unix://{self.place}/cri.sock"
+        self._log = self.place / "server.log"
+        self._process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def _directories(self) -> list[str]:
+        return ["--root", str(self.place / "root"), "--state", str(self.place / "state")]
+
+    def _settings(self) -> list[str]:
+        if self.simulated:
+            return ["handlers.sim.type=simulator", "server.default_handler=sim"]
+        return [
+            f"server.cgroup_parent=/polypod-demo-{os.getpid()}",
+            f"server.state_files={self.place}/state-files",
+            f"network.subnets={list(SUBNETS)}",
+        ]
+
+    def start(self) -> None:
+        """Start it and wait until Version answers."""
+        words = [POLYPOD, "serve", "--listen", self.endpoint, *self._directories]
+        for setting in self._settings():
+            words += ["--set", setting]
+        with self._log.open("wb") as log:
+            self._process = subprocess.Popen(words, stdin=subprocess.DEVNULL, stderr=log)
+        asyncio.run(self._wait())
+
+    async def _wait(self) -> None:
+        async with CriClient(self.endpoint) as cri:
+            waiting = asyncio.create_task(cri.wait_ready(READY_S))
+            while not waiting.done():
+                if self._process is not None and self._process.poll() is not None:
+                    waiting.cancel()
+                    raise RuntimeError(f"the server ended with {self._process.returncode}")
+                await asyncio.wait({waiting}, timeout=0.1)
+            await waiting
+
+    def run(self, *words: str) -> str:
+        """Run a polypod command against this server and return what it printed."""
+        done = subprocess.run(
+            [POLYPOD, "--endpoint", self.endpoint, *words],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        if done.returncode != 0:
+            raise RuntimeError(f"polypod {' '.join(words)}: {done.stderr.strip()}")
+        return done.stdout
+
+    def log_tail(self) -> str:
+        """Return the end of the server's log."""
+        try:
+            return "\n".join(self._log.read_text().splitlines()[-30:])
+        except FileNotFoundError:
+            return ""
+
+    def take_down(self) -> bool:
+        """Run ``polypod down``, which ends the server too, and remove the directory."""
+        done = subprocess.run(
+            [POLYPOD, "down", *self._directories], stdin=subprocess.DEVNULL, check=False
+        )
+        if self._process is not None:
+            self._process.wait(LEAVE_S)
+        if done.returncode == 0:
+            shutil.rmtree(self.place)
+        else:
+            print(f"something is left; see {self.place}", file=sys.stderr)
+        return done.returncode == 0
