@@ -79,8 +79,9 @@ class Execs:
         return handler.backend
 
     def _spec(self, container: Container, command: Sequence[str], captured: Captured) -> ExecSpec:
-        config = without_terminal(oci_config(self._heart, container), tuple(command))
-        return ExecSpec(ExecId(new_id()), container.record.id, config.process, captured.stdio)
+        own = oci_config(self._heart, container)
+        process = without_terminal(own, tuple(command)).process
+        return ExecSpec(ExecId(new_id()), container.record.id, process, captured.stdio, own)
 
     async def _ended(self, container: Container, session: Session, timeout_s: float) -> ExitStatus:
         """Wait for the exec; leave nothing of it behind on a time-out or when the client is gone."""

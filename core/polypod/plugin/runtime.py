@@ -246,6 +246,8 @@ class ExecSpec:
     container_id: ContainerId
     process: Process
     stdio: Stdio
+    config: OciConfig
+    """The container's own: an exec has no more rights than it (E7, E16)."""
 
 
 @runtime_checkable

@@ -9,6 +9,19 @@ from polypod.plugin.oci import Namespace, OciIdMapping
 from polypod.plugin.requests import IdMapping, NamespaceMode, NamespaceOptions, UserNamespace
 
 
+def sandbox_namespace(kind: str) -> str:
+    """Return what stands for a path of the sandbox's own namespace in an `OciConfig`.
+
+    Namespaces are held by descriptors, so there is no path: a backend that needs one makes it.
+    """
+    return f"sandbox:{kind}"
+
+
+def container_namespace(container_id: str) -> str:
+    """Return what stands for the path of another container's pid namespace."""
+    return f"container:{container_id}"
+
+
 def container_namespaces(
     sandbox: NamespaceOptions,
     container: NamespaceOptions,

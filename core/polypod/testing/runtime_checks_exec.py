@@ -7,7 +7,7 @@ import signal
 from dataclasses import replace
 
 from polypod.plugin.ids import ContainerId, ExecId, new_id
-from polypod.plugin.oci import Process
+from polypod.plugin.oci import OciConfig, Process
 from polypod.plugin.runtime import BackendState, ExecSpec
 from polypod.plugin.services import Stdio
 from polypod.testing.fake_logs import FakeCaptured
@@ -83,7 +83,8 @@ async def check_exec_needs_a_running_container(lab: RuntimeLab) -> None:
     sandbox = await lab.sandbox()
     stopped = await lab.finished(sandbox, "exit 0")
     await refused(lab.exec(stopped, Wanted(("true",))), "exec in a stopped container")
-    spec = ExecSpec(ExecId(new_id()), ContainerId(new_id()), Process(("true",)), Stdio())
+    process = Process(("true",))
+    spec = ExecSpec(ExecId(new_id()), ContainerId(new_id()), process, Stdio(), OciConfig(process))
     await refused(lab.execs.exec(spec), "exec in an unknown container")
 
 

@@ -334,7 +334,7 @@ class RuntimeLab:
         process = Process(what.args, what.env, what.cwd, user=what.user)
         output = FakeCaptured(_OUTPUT_BYTES)
         self._outputs.append(output)
-        spec = ExecSpec(ExecId(new_id()), box.id, process, output.stdio)
+        spec = ExecSpec(ExecId(new_id()), box.id, process, output.stdio, box.spec.config)
         try:
             session = await soon(self.execs.exec(spec), "exec")
         finally:

@@ -9,6 +9,7 @@ Spec:
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import time
@@ -64,6 +65,7 @@ def discover(mountinfo: str | None = None) -> Hierarchies:
     return Hierarchies(2, dict.fromkeys(names, unified), (unified,))
 
 
+_KUBELET_MANAGES = ("cpu", "cpuacct", "cpuset", "memory", "pids", "hugetlb", "name=systemd")
 _V1_CONTROLLERS = frozenset(
     [
         "cpu",
@@ -96,10 +98,10 @@ class Cgroups:
         self.hierarchies = hierarchies
         self.version = hierarchies.version
 
-    def create(self, path: str) -> list[Path]:
+    def create(self, path: str) -> list[str]:
         """Make a cgroup in every hierarchy; return the directories that had to be made, outermost first."""
         relative = _checked_path(path)
-        made: list[Path] = []
+        made: list[str] = []
         try:
             for mount in self.hierarchies.mounts:
                 made += self._make(mount, relative)
@@ -136,7 +138,7 @@ class Cgroups:
         opened: list[int] = []
         try:
             opened.extend(
-                os.open(mount / relative / name, os.O_WRONLY | os.O_CLOEXEC)
+                os.open(f"{mount}/{relative}/{name}", os.O_WRONLY | os.O_CLOEXEC)
                 for mount in self.hierarchies.mounts
             )
         except OSError as error:
@@ -145,6 +147,42 @@ class Cgroups:
             msg = f"cgroup {path}: {error}"
             raise BackendError(msg) from error
         return opened
+
+    def join_child(self, path: str, child: str) -> list[int]:
+        """Make a cgroup below another one for processes that are to be killed apart, and open the files to join.
+
+        v1: it exists in one hierarchy; in the others the processes are in the parent itself, whose
+        limits are theirs. v2: the parent gives its child no controllers, so the child may hold
+        processes beside the parent's.
+        """
+        relative, below = _checked_path(path), _checked_path(child)
+        chosen = self._any_mount()
+        name = "tasks" if self.version == 1 else "cgroup.procs"
+        opened: list[int] = []
+        try:
+            os.mkdir(f"{chosen}/{below}", 0o755)
+            for mount in self.hierarchies.mounts:
+                directory = below if mount == chosen else relative
+                opened.append(os.open(f"{mount}/{directory}/{name}", os.O_WRONLY | os.O_CLOEXEC))
+        except OSError as error:
+            for descriptor in opened:
+                os.close(descriptor)
+            self.remove_quietly(child)
+            msg = f"cgroup {child}: {error.strerror}"
+            raise BackendError(msg) from error
+        return opened
+
+    def read(
+        self, path: str, files: Mapping[str, Sequence[tuple[str, str]]]
+    ) -> dict[str, list[tuple[str, str]]]:
+        """Return what stands in files that `apply` would write, in reverse order: to put it back."""
+        relative = _checked_path(path)
+        found: dict[str, list[tuple[str, str]]] = {}
+        for controller, writes in files.items():
+            mount = self._mount_of(controller, writes)
+            values = [(name, _read_or_empty(mount / relative / name).strip()) for name, _ in writes]
+            found[controller] = [(name, text) for name, text in reversed(values) if text]
+        return found
 
     def processes(self, path: str) -> list[int]:
         """Return the pids in a cgroup and in those below it."""
@@ -184,6 +222,29 @@ class Cgroups:
             for directory in reversed(list(_walk(mount / relative))):
                 _rmdir(directory, path)
 
+    def remove_quietly(self, path: str) -> None:
+        """Remove one cgroup without cgroups below it, if nothing is in it any more."""
+        relative = _checked_path(path)
+        for mount in self.hierarchies.mounts:
+            try:
+                os.rmdir(f"{mount}/{relative}")
+            except OSError:
+                continue
+
+    def remove_empty_parents(self, path: str, keep: str) -> None:
+        """Remove the empty cgroups above a removed one, where no kubelet does that.
+
+        A kubelet makes and removes its pods' parents in the hierarchies that it manages; in the others
+        `create` made them. Our own parent, ``keep``, stays.
+        """
+        relative = os.path.dirname(_checked_path(path))
+        if self.version == 2 or f"{relative}/".startswith(f"{_checked_path(keep)}/"):
+            return
+        managed = {self.hierarchies.controllers.get(name) for name in _KUBELET_MANAGES}
+        for mount in self.hierarchies.mounts:
+            if mount not in managed:
+                _remove_upwards(str(mount), relative)
+
     def oom_kills(self, path: str) -> int:
         """Return how often the kernel killed for memory in this cgroup."""
         relative = _checked_path(path)
@@ -221,22 +282,20 @@ class Cgroups:
             raise BackendError(msg)
         return mount
 
-    def _make(self, mount: Path, relative: str) -> list[Path]:
-        missing: list[Path] = []
-        directory = mount / relative
+    def _make(self, mount: Path, relative: str) -> list[str]:
+        directory = f"{mount}/{relative}"
         try:
-            directory.mkdir(mode=0o755)
-            missing = [directory]
+            os.mkdir(directory, 0o755)
         except FileExistsError:
             return []
         except FileNotFoundError:
             # A parent is missing: make them one by one, so that cpuset is filled in on each.
             return self._make(mount, os.path.dirname(relative)) + self._make(mount, relative)
         if self.version == 1 and mount == self.hierarchies.controllers.get("cpuset"):
-            _inherit_cpuset(directory)
+            _inherit_cpuset(Path(directory))
         if self.version == 2:
-            _delegate(directory.parent)
-        return missing
+            _delegate(Path(directory).parent)
+        return [directory]
 
 
 def _checked_path(path: str) -> str:
@@ -302,12 +361,19 @@ def _rmdir(directory: Path, path: str) -> None:
             time.sleep(0.002)
 
 
-def _remove_all(directories: Iterable[Path]) -> None:
-    for directory in directories:
+def _remove_upwards(mount: str, relative: str) -> None:
+    while relative:
         try:
-            directory.rmdir()
+            os.rmdir(f"{mount}/{relative}")
         except OSError:
-            continue
+            return
+        relative = os.path.dirname(relative)
+
+
+def _remove_all(directories: Iterable[str]) -> None:
+    for directory in directories:
+        with contextlib.suppress(OSError):
+            os.rmdir(directory)
 
 
 def _signal(pid: int, signal: int) -> None:

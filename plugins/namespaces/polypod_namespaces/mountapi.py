@@ -4,7 +4,7 @@ A detached mount belongs to no mount namespace; the container's launch attaches 
 changes the mount table of the host. One function per system call, the kernel's names.
 
 Spec:
-    linux/mount.h, linux/openat2.h; man open_tree(2), fsopen(2), mount_setattr(2), openat2(2).
+    linux/mount.h; man open_tree(2), fsopen(2), move_mount(2), mount_setattr(2).
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from collections.abc import Sequence
 
 # asm-generic/unistd.h: the same numbers on every architecture that polypod runs on.
 _SYS_OPEN_TREE = 428
+_SYS_MOVE_MOUNT = 429
 _SYS_FSOPEN = 430
 _SYS_FSCONFIG = 431
 _SYS_FSMOUNT = 432
-_SYS_OPENAT2 = 437
 _SYS_MOUNT_SETATTR = 442
 
 AT_FDCWD = -100
@@ -26,6 +26,8 @@ AT_EMPTY_PATH = 0x1000
 AT_RECURSIVE = 0x8000
 OPEN_TREE_CLONE = 1
 OPEN_TREE_CLOEXEC = os.O_CLOEXEC
+MOVE_MOUNT_F_EMPTY_PATH = 4
+MNT_DETACH = 2
 FSOPEN_CLOEXEC = 1
 FSMOUNT_CLOEXEC = 1
 FSCONFIG_SET_FLAG = 0
@@ -35,11 +37,6 @@ MOUNT_ATTR_RDONLY = 0x1
 MOUNT_ATTR_NOSUID = 0x2
 MOUNT_ATTR_NODEV = 0x4
 MOUNT_ATTR_NOEXEC = 0x8
-MS_PRIVATE = 1 << 18
-MS_SLAVE = 1 << 19
-MS_SHARED = 1 << 20
-RESOLVE_NO_MAGICLINKS = 0x02
-RESOLVE_IN_ROOT = 0x10
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _syscall = _libc.syscall
@@ -52,14 +49,6 @@ class _MountAttr(ctypes.Structure):
         ("attr_clr", ctypes.c_uint64),
         ("propagation", ctypes.c_uint64),
         ("userns_fd", ctypes.c_uint64),
-    )
-
-
-class _OpenHow(ctypes.Structure):
-    _fields_ = (
-        ("flags", ctypes.c_uint64),
-        ("mode", ctypes.c_uint64),
-        ("resolve", ctypes.c_uint64),
     )
 
 
@@ -98,17 +87,23 @@ def mount_setattr(
     _checked(result, "mount_setattr")
 
 
-def openat2(directory: int, path: str, flags: int, *, mode: int = 0, resolve: int = 0) -> int:
-    """Open a path with rules for its resolution."""
-    how = _OpenHow(flags | os.O_CLOEXEC, mode, resolve)
+def move_mount(mount: int, target: str) -> None:
+    """Attach a detached mount on a path of our own mount namespace."""
     result = _syscall(
-        _SYS_OPENAT2,
-        ctypes.c_int(directory),
-        ctypes.c_char_p(os.fsencode(path)),
-        ctypes.byref(how),
-        ctypes.c_size_t(ctypes.sizeof(how)),
+        _SYS_MOVE_MOUNT,
+        ctypes.c_int(mount),
+        ctypes.c_char_p(b""),
+        ctypes.c_int(AT_FDCWD),
+        ctypes.c_char_p(os.fsencode(target)),
+        ctypes.c_uint(MOVE_MOUNT_F_EMPTY_PATH),
     )
-    return _checked(result, f"openat2 {path}")
+    _checked(result, f"move_mount {target}")
+
+
+def unmount(target: str) -> None:
+    """Detach a mount; what still uses it keeps it until it is done."""
+    result = _libc.umount2(ctypes.c_char_p(os.fsencode(target)), ctypes.c_int(MNT_DETACH))
+    _checked(result, f"umount {target}")
 
 
 def mount_detached(

@@ -1,0 +1,173 @@
+"""From a container's description to a launch plan with its descriptors: all that touches the host.
+
+Everything here blocks and runs in a thread.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import Final
+
+from polypod.plan.operations import Plan
+from polypod.plugin.errors import BackendError, InvalidArgument
+from polypod.plugin.oci import OciResources
+from polypod.plugin.requests import Resources
+from polypod.plugin.runtime import ContainerSpec, ExecSpec
+from polypod.plugin.services import Stdio
+from polypod.spec.cgroup import v1_files, v2_files
+from polypod.spec.compile import (
+    CgroupView,
+    ExecSources,
+    Sources,
+    Streams,
+    compile_container,
+    compile_exec,
+)
+from polypod.spec.resources import CgroupFacts, oci_resources
+from polypod_namespaces.cgroups import Cgroups
+from polypod_namespaces.inventory import Container
+from polypod_namespaces.opening import (
+    Descriptors,
+    SharedMemory,
+    bind_mounts,
+    open_binds,
+    open_rootfs,
+)
+
+_JOINABLE: Final = frozenset(["network", "ipc", "uts", "pid", "cgroup", "mount"])
+
+
+class Launches:
+    """Prepares launches on this host's cgroups."""
+
+    def __init__(self, cgroups: Cgroups) -> None:
+        self._cgroups = cgroups
+        self._view = _cgroup_view(cgroups)
+
+    def prepare(self, spec: ContainerSpec, descriptors: Descriptors, target: int) -> Plan:
+        """Make the cgroup, open everything, compile.
+
+        Args:
+            spec: the container.
+            descriptors: filled here; the caller closes them, whatever happens.
+            target: pidfd of the container whose pid namespace is joined; -1 for none.
+
+        Raises:
+            BackendError: the host refused something; the text names it.
+            InvalidArgument: the config contradicts itself.
+        """
+        config = spec.config
+        root = descriptors.take(open_rootfs(spec.rootfs))
+        binds = bind_mounts(config)
+        shm = spec.sandbox.directory / "shm"
+        if any(item.source == str(shm) for item in binds):
+            SharedMemory.ensure(shm)
+        sources = Sources(
+            root=root,
+            streams=_streams(spec.stdio, descriptors),
+            namespaces=_namespaces(spec, descriptors, target),
+            mounts=open_binds(binds, descriptors),
+            cgroup_view=self._view,
+            cgroups=self._limited_cgroup(spec.cgroup, config.linux.resources, descriptors),
+        )
+        return compile_container(config, sources)
+
+    def _limited_cgroup(
+        self, path: str, resources: OciResources, descriptors: Descriptors
+    ) -> tuple[str, ...]:
+        self._cgroups.create(path)
+        self._cgroups.apply(path, self._files(resources))
+        return tuple(descriptors.take(fd) for fd in self._cgroups.join_descriptors(path))
+
+    def _files(self, resources: OciResources) -> Mapping[str, list[tuple[str, str]]]:
+        if self._cgroups.version == 1:
+            return v1_files(resources)
+        return {"": v2_files(resources)}
+
+    def prepare_exec(
+        self, spec: ExecSpec, container: Container, group: str, descriptors: Descriptors
+    ) -> Plan:
+        """Make the exec's own cgroup and compile; a few small files, so it may run on the loop."""
+        if container.pidfd < 0:
+            raise BackendError(f"container {container.id}: its first process is gone")
+        kinds = tuple(each.type for each in spec.config.linux.namespaces)
+        joined = self._cgroups.join_child(container.cgroup, group)
+        sources = ExecSources(
+            pidfd=descriptors.lend(container.pidfd),
+            kinds=tuple(kind for kind in kinds if kind in _JOINABLE),
+            streams=_streams(spec.stdio, descriptors),
+            cgroups=tuple(descriptors.take(fd) for fd in joined),
+        )
+        return compile_exec(spec.process, spec.config.linux.seccomp, sources)
+
+    def update(self, path: str, resources: Resources) -> None:
+        """Change limits, all or none.
+
+        Raises:
+            BackendError: the kernel refused one; the old values are back.
+        """
+        facts = CgroupFacts(version=self._cgroups.version)
+        files = self._files(oci_resources(resources, facts))
+        before = self._cgroups.read(path, files)
+        try:
+            self._cgroups.apply(path, files)
+        except BackendError:
+            self._cgroups.apply(path, before)
+            raise
+
+    @staticmethod
+    def executes(pid: int) -> bool:
+        """Tell whether a launched process has executed its program, or still waits to be let go."""
+        try:
+            return os.readlink(f"/proc/{pid}/exe") != os.path.realpath("/proc/self/exe")
+        except OSError:
+            return True
+
+
+def _streams(stdio: Stdio, descriptors: Descriptors) -> Streams:
+    def lent(fd: int | None) -> str:
+        return "" if fd is None else descriptors.lend(fd)
+
+    return Streams(lent(stdio.stdin), lent(stdio.stdout), lent(stdio.stderr), lent(stdio.console))
+
+
+def _namespaces(spec: ContainerSpec, descriptors: Descriptors, target: int) -> dict[str, str]:
+    """Map `Namespace.path` to sources: names of the sandbox's, or of another container's."""
+    found: dict[str, str] = {}
+    held = spec.sandbox.namespaces.fds if spec.sandbox.namespaces is not None else {}
+    for item in spec.config.linux.namespaces:
+        scheme, _, name = item.path.partition(":")
+        if scheme == "sandbox" and name in held:
+            found[item.path] = descriptors.lend(held[name])
+        elif scheme == "container" and target >= 0:
+            found[item.path] = descriptors.lend(target)
+        elif item.path.startswith("/"):
+            found[item.path] = descriptors.take(_open_namespace(item.path))
+        elif item.path:
+            raise InvalidArgument(f"namespace {item.type}: there is no {item.path!r}")
+    return found
+
+
+def _open_namespace(path: str) -> int:
+    try:
+        return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError as error:
+        raise BackendError(f"namespace {path}: {error.strerror}") from error
+
+
+def _cgroup_view(cgroups: Cgroups) -> CgroupView:
+    if cgroups.version == 2:
+        return CgroupView(2)
+    by_mount: dict[str, list[str]] = {}
+    for controller, mount in cgroups.hierarchies.controllers.items():
+        by_mount.setdefault(str(mount), []).append(controller)
+    return CgroupView(1, tuple(_hierarchy(names) for names in by_mount.values()))
+
+
+def _hierarchy(names: list[str]) -> tuple[str, tuple[str, ...], tuple[str, ...]]:
+    """Return (directory, mount options, further links): ``cpu,cpuacct`` is also ``cpu`` and ``cpuacct``."""
+    if names[0].startswith("name="):
+        return names[0].removeprefix("name="), ("none", names[0]), ()
+    directory = ",".join(names)
+    return directory, tuple(names), tuple(names) if len(names) > 1 else ()

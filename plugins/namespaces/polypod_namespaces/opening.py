@@ -1,0 +1,245 @@
+"""What is opened on the host for a launch: the root, volumes, cgroups, namespaces.
+
+The supervisor opens nothing by path; everything here becomes a descriptor in the launch, and its
+propagation and flags are set before it is sent (DESIGN, "One opener of mounts").
+
+Spec:
+    man open_tree(2), mount_setattr(2), mount_namespaces(7).
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Final
+
+from polypod.plugin.errors import BackendError, InvalidArgument, ResourceExhausted, Unsupported
+from polypod.plugin.oci import OciConfig, OciMount
+from polypod.plugin.rootfs import BlockRootfs, DirectoryRootfs, OverlayRootfs, Rootfs
+from polypod.spec.compile import MountSource
+from polypod.spec.mount_options import MS_PRIVATE, MS_SHARED, MS_SLAVE, parse_mount_options
+from polypod_namespaces import mountapi
+
+MAX_DESCRIPTORS: Final = 190
+"""Below the 200 that travel in one message."""
+_CLONE: Final = mountapi.OPEN_TREE_CLONE | mountapi.OPEN_TREE_CLOEXEC
+
+
+class Descriptors:
+    """The descriptors of one launch, in the order in which plans name them; closed together."""
+
+    def __init__(self) -> None:
+        self.fds: list[int] = []
+        self._owned: list[int] = []
+
+    def __enter__(self) -> Descriptors:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def take(self, fd: int) -> str:
+        """Add a descriptor that is closed with the others; return its source."""
+        self._owned.append(fd)
+        return self.lend(fd)
+
+    def lend(self, fd: int) -> str:
+        """Add a descriptor that stays somebody else's; return its source."""
+        if len(self.fds) >= MAX_DESCRIPTORS:
+            raise ResourceExhausted(
+                f"a launch takes at most {MAX_DESCRIPTORS} descriptors: use fewer mounts"
+            )
+        self.fds.append(fd)
+        return f"fd:{len(self.fds) - 1}"
+
+    def close(self) -> None:
+        """Close what was taken. Idempotent."""
+        while self._owned:
+            os.close(self._owned.pop())
+
+
+def open_rootfs(rootfs: Rootfs) -> int:
+    """Return a detached mount of a container's root.
+
+    Raises:
+        BackendError: the kernel refused; the text has its words.
+        Unsupported: another form.
+    """
+    try:
+        match rootfs:
+            case OverlayRootfs():
+                return _open_overlay(rootfs)
+            case DirectoryRootfs(path):
+                fd = mountapi.open_tree(mountapi.AT_FDCWD, str(path), _CLONE)
+                return _private(fd)
+            case BlockRootfs(path):
+                raise Unsupported(f"{path}: block images cannot be a root file system here")
+    except OSError as error:
+        raise BackendError(f"root file system: {error.strerror}") from error
+
+
+def _open_overlay(rootfs: OverlayRootfs) -> int:
+    options: list[tuple[str, str | None]] = [("source", "polypod")]
+    options += [("lowerdir+", str(path)) for path in rootfs.lowers]
+    options += [("upperdir", str(rootfs.upper)), ("workdir", str(rootfs.work))]
+    options += [_pair(option) for option in rootfs.options]
+    try:
+        return mountapi.mount_detached("overlay", options)
+    except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise
+        return _open_overlay_before_6_7(rootfs)
+
+
+def _open_overlay_before_6_7(rootfs: OverlayRootfs) -> int:
+    """One string for all layers, at most 256 bytes: descriptors are shorter than paths."""
+    flags = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
+    layers = [os.open(path, flags) for path in rootfs.lowers]
+    try:
+        lower = ":".join(f"/proc/self/fd/{fd}" for fd in layers)
+        options = [("source", "polypod"), ("lowerdir", lower)]
+        options += [("upperdir", str(rootfs.upper)), ("workdir", str(rootfs.work))]
+        return mountapi.mount_detached("overlay", [*options, *map(_pair, rootfs.options)])
+    finally:
+        for fd in layers:
+            os.close(fd)
+
+
+def _pair(option: str) -> tuple[str, str | None]:
+    key, equals, value = option.partition("=")
+    return key, value if equals else None
+
+
+def _private(fd: int) -> int:
+    try:
+        mountapi.mount_setattr(fd, propagation=MS_PRIVATE, recursive=True)
+    except OSError:
+        os.close(fd)
+        raise
+    return fd
+
+
+def bind_mounts(config: OciConfig) -> list[OciMount]:
+    """Return the mounts whose source is a path of the host."""
+    return [
+        item
+        for item in config.mounts
+        if item.type in ("bind", "") or {"bind", "rbind"} & set(item.options)
+    ]
+
+
+def open_binds(mounts: Iterable[OciMount], descriptors: Descriptors) -> dict[str, MountSource]:
+    """Open the sources of bind mounts.
+
+    Raises:
+        BackendError: a source is gone, or its propagation is not what the mount needs.
+    """
+    found: dict[str, MountSource] = {}
+    table: Mapping[int, str] | None = None
+    for mount in mounts:
+        options = parse_mount_options(mount.options, mount.destination)
+        if options.propagation in (MS_SHARED, MS_SLAVE):
+            table = table if table is not None else propagation_table()
+            _check_propagation(mount, options.propagation, table)
+        fd, is_directory = _open_bind(mount)
+        found[mount.destination] = MountSource(descriptors.take(fd), is_directory)
+    return found
+
+
+def _open_bind(mount: OciMount) -> tuple[int, bool]:
+    options = parse_mount_options(mount.options, mount.destination)
+    if mount.uid_mappings or mount.gid_mappings:
+        raise Unsupported(f"mount {mount.destination}: idmapped mounts are not in this version")
+    deep = mountapi.AT_RECURSIVE if options.recursive else 0
+    try:
+        fd = mountapi.open_tree(mountapi.AT_FDCWD, mount.source, _CLONE | deep)
+    except OSError as error:
+        raise BackendError(
+            f"mount {mount.destination}: source {mount.source}: {os.strerror(error.errno or 0)}"
+        ) from error
+    try:
+        mountapi.mount_setattr(fd, propagation=options.propagation or MS_PRIVATE, recursive=True)
+        if options.set_ or options.clear:
+            mountapi.mount_setattr(fd, set_=options.set_, clear=options.clear)
+        if options.recursive_set or options.recursive_clear:
+            mountapi.mount_setattr(
+                fd, set_=options.recursive_set, clear=options.recursive_clear, recursive=True
+            )
+        return fd, stat.S_ISDIR(os.fstat(fd).st_mode)
+    except OSError as error:
+        os.close(fd)
+        raise BackendError(f"mount {mount.destination}: {error.strerror}") from error
+
+
+def propagation_table(mountinfo: str | None = None) -> dict[int, str]:
+    """Return mount id → the optional fields that tell its propagation (``shared:1 master:2``)."""
+    text = Path("/proc/self/mountinfo").read_text() if mountinfo is None else mountinfo
+    table: dict[int, str] = {}
+    for line in text.splitlines():
+        fields = line.split(" - ")[0].split()
+        table[int(fields[0])] = " ".join(fields[6:])
+    return table
+
+
+def _check_propagation(mount: OciMount, wanted: int, table: Mapping[int, str]) -> None:
+    """What the host mounts later can only arrive through a mount that takes part in propagation."""
+    have = table.get(_mount_id(mount.source), "")
+    if wanted == MS_SHARED and "shared:" not in have:
+        raise InvalidArgument(
+            f"mount {mount.destination}: {mount.source} lies on a mount that is not shared, so "
+            "bidirectional propagation is impossible: `mount --make-rshared` it first"
+        )
+    if wanted == MS_SLAVE and "shared:" not in have and "master:" not in have:
+        raise InvalidArgument(
+            f"mount {mount.destination}: {mount.source} lies on a private mount, so nothing that the "
+            "host mounts later can arrive: `mount --make-rshared` it first"
+        )
+
+
+def _mount_id(path: str) -> int:
+    fd = os.open(path, os.O_PATH | os.O_CLOEXEC)
+    try:
+        for line in Path(f"/proc/self/fdinfo/{fd}").read_text().splitlines():
+            if line.startswith("mnt_id:"):
+                return int(line.split()[1])
+    finally:
+        os.close(fd)
+    return -1
+
+
+class SharedMemory:
+    """The pod's ``/dev/shm``: one tmpfs on the host, because containers come and go."""
+
+    @staticmethod
+    def ensure(directory: Path) -> None:
+        """Mount it if it is not there yet."""
+        if directory.is_mount():
+            return
+        directory.mkdir(mode=0o700, exist_ok=True)
+        attributes = (
+            mountapi.MOUNT_ATTR_NOSUID | mountapi.MOUNT_ATTR_NODEV | mountapi.MOUNT_ATTR_NOEXEC
+        )
+        options: list[tuple[str, str | None]] = [("size", "65536k"), ("mode", "1777")]
+        fd = mountapi.mount_detached("tmpfs", options, attributes=attributes)
+        try:
+            mountapi.move_mount(fd, str(directory))
+        finally:
+            os.close(fd)
+
+    @staticmethod
+    def remove(directory: Path) -> None:
+        """Unmount it; a missing one is fine."""
+        try:
+            mountapi.unmount(str(directory))
+        except OSError as error:
+            if error.errno not in (errno.EINVAL, errno.ENOENT):
+                raise BackendError(f"{directory}: {error.strerror}") from error

@@ -1,0 +1,37 @@
+"""The namespaces engine keeps the contract of a runtime backend, on a real kernel."""
+
+from __future__ import annotations
+
+import secrets
+from pathlib import Path
+
+import pytest
+from support.namespaces import NamespacesSubject, busybox_root
+
+from polypod.processes.host import ProcessHost
+from polypod.testing.runtime_suite import CHECKS, Outcome, run_check
+from polypod_namespaces.cgroups import Cgroups, discover
+
+pytestmark = [pytest.mark.needs_root, pytest.mark.needs_overlay, pytest.mark.needs_busybox]
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return busybox_root(tmp_path_factory.mktemp("busybox"))
+
+
+@pytest.fixture
+async def subject(tmp_path, root):
+    host = await ProcessHost.open(tmp_path / "processes")
+    parent = f"/polypod-test-{secrets.token_hex(4)}"
+    yield NamespacesSubject(tmp_path, root, host, parent)
+    await host.shutdown()
+    Cgroups(discover()).remove(parent)
+
+
+@pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
+async def test_namespaces(check, subject):
+    verdict = await run_check(check, subject)
+    if verdict.outcome is Outcome.NOT_APPLICABLE:
+        pytest.skip(verdict.detail)
+    assert verdict.good, verdict.detail
