@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+HOST_STAMP := $(VENV)/.host-packages
 DEV_INPUTS := requirements-dev.txt constraints.txt core/pyproject.toml $(wildcard plugins/*/pyproject.toml)
 
 .DEFAULT_GOAL := help
@@ -11,9 +12,12 @@ DEV_INPUTS := requirements-dev.txt constraints.txt core/pyproject.toml $(wildcar
 help:  ## print this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-setup: $(STAMP)  ## make .venv with polypod, its plugins and the tools, at pinned versions
+setup: $(HOST_STAMP) $(STAMP)  ## make .venv with polypod, its plugins and the tools, at pinned versions
 
-$(STAMP): $(DEV_INPUTS)
+$(HOST_STAMP): tests/host-packages.txt
+	@PYTHON="$(PYTHON)" sh tests/host-packages.sh tests/host-packages.txt $@
+
+$(STAMP): $(DEV_INPUTS) | $(HOST_STAMP)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check hatchling editables -c constraints.txt
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-build-isolation -r requirements-dev.txt -c constraints.txt
@@ -44,7 +48,7 @@ proto: setup  ## generate core/polypod/api/v1 from proto/
 		--pyi_out=core --grpc_python_out=core polypod/api/v1/api.proto
 
 docs: setup  ## write the generated pages (state diagram)
-	$(BIN)/python -m polypod.lifecycle.diagram docs/lifecycle-states.md
+	$(BIN)/python -m polypod.lifecycle.diagram > docs/lifecycle-states.md
 
 clean:  ## remove .venv and what tools left
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis bench/out

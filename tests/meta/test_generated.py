@@ -1,0 +1,31 @@
+"""What is generated is what its source gives today."""
+
+import subprocess
+import sys
+
+import polypod_meta_tree as tree
+import pytest
+
+from polypod.lifecycle import diagram
+
+OUT = tree.ROOT / "core" / "polypod" / "api" / "v1"
+
+
+def test_the_state_diagram_is_current():
+    page = tree.ROOT / "docs" / "lifecycle-states.md"
+    assert page.read_text() == diagram.render(), "run `make docs`"
+
+
+def test_the_protobuf_code_is_current(tmp_path):
+    pytest.importorskip("grpc_tools", reason="grpcio-tools is a tool of developers")
+    words = [
+        *(sys.executable, "-m", "grpc_tools.protoc"),
+        "-Ipolypod/api/v1=proto/runtime/v1",
+        *(f"--{kind}_out={tmp_path}" for kind in ("python", "pyi", "grpc_python")),
+        "polypod/api/v1/api.proto",
+    ]
+    subprocess.run(words, cwd=tree.ROOT, check=True)
+    fresh = sorted((tmp_path / "polypod/api/v1").iterdir())
+    assert len(fresh) == 3
+    for path in fresh:
+        assert path.read_text() == (OUT / path.name).read_text(), f"{path.name}: run `make proto`"
