@@ -7,7 +7,7 @@ import asyncio
 import sys
 
 from demo.host import what_is_missing
-from demo.server import DemoServer
+from demo.server import OwnServer
 from demo.steps import Steps
 from demo.story import tell
 
@@ -25,10 +25,11 @@ def main() -> int:
             "so the story is told on the simulator: no container is isolated, no packet is sent\n"
         )
     steps = Steps()
-    server = DemoServer(simulated=bool(missing))
+    server = OwnServer("demo", simulated=bool(missing))
     try:
         with steps.step("start a server on a private socket"):
             server.start()
+            asyncio.run(server.ready())
         asyncio.run(tell(server, steps))
     except Exception as error:  # noqa: BLE001 - a demonstration ends with a sentence, not a traceback
         print(f"the demo failed: {error}", file=sys.stderr)

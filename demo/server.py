@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from polypod.client import CriClient
@@ -18,12 +19,29 @@ LEAVE_S = 30.0
 SUBNETS = ("10.233.57.0/24", "fd00:10:233:57::/64")
 
 
-class DemoServer:
-    """``polypod serve`` in a process of its own."""
+class OwnServer:
+    """``polypod serve`` in a process of its own.
 
-    def __init__(self, *, simulated: bool) -> None:
+    Args:
+        name: of what it serves: part of the directory's and the cgroup's names.
+        simulated: only the simulator, without privilege.
+        subnets: of its pods; servers side by side need different ones.
+        on_start: called with the pid of each daemon, for example to put it into a cgroup.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        simulated: bool,
+        subnets: Sequence[str] = SUBNETS,
+        on_start: Callable[[int], None] | None = None,
+    ) -> None:
         self.simulated = simulated
-        self.place = Path(tempfile.mkdtemp(prefix="polypod-demo-"))
+        self.cgroup_parent = f"/polypod-{name}-{os.getpid()}"
+        self._subnets = list(subnets)
+        self._on_start = on_start
+        self.place = Path(tempfile.mkdtemp(prefix=f"polypod-{name}-"))
         self.endpoint = f"unix://{self.place}/cri.sock"
         self._log = self.place / "server.log"
         self._process: subprocess.Popen[bytes] | None = None
@@ -36,21 +54,40 @@ class DemoServer:
         if self.simulated:
             return ["handlers.sim.type=simulator", "server.default_handler=sim"]
         return [
-            f"server.cgroup_parent=/polypod-demo-{os.getpid()}",
+            f"server.cgroup_parent={self.cgroup_parent}",
             f"server.state_files={self.place}/state-files",
-            f"network.subnets={list(SUBNETS)}",
+            f"network.subnets={self._subnets}",
         ]
 
     def start(self) -> None:
-        """Start it and wait until Version answers."""
+        """Execute it; see `ready`."""
         words = [POLYPOD, "serve", "--listen", self.endpoint, *self._directories]
         for setting in self._settings():
             words += ["--set", setting]
-        with self._log.open("wb") as log:
+        with self._log.open("ab") as log:
             self._process = subprocess.Popen(words, stdin=subprocess.DEVNULL, stderr=log)
-        asyncio.run(self._wait())
+        if self._on_start is not None:
+            self._on_start(self._process.pid)
 
-    async def _wait(self) -> None:
+    @property
+    def pid(self) -> int:
+        """The daemon's."""
+        if self._process is None:
+            raise RuntimeError("the server was not started")
+        return self._process.pid
+
+    def stop(self) -> None:
+        """SIGTERM; workloads go on."""
+        if self._process is not None:
+            self._process.terminate()
+            self._process.wait(LEAVE_S)
+
+    async def ready(self) -> None:
+        """Return when it answers.
+
+        Raises:
+            RuntimeError: it ended instead.
+        """
         async with CriClient(self.endpoint) as cri:
             waiting = asyncio.create_task(cri.wait_ready(READY_S))
             while not waiting.done():

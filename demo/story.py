@@ -7,7 +7,7 @@ import os
 import shutil
 from pathlib import Path
 
-from demo.server import DemoServer
+from demo.server import OwnServer
 from demo.steps import Steps
 from polypod.client import CriClient, pb
 
@@ -21,7 +21,7 @@ SIMULATED = {
 """Programs of the simulator: they print and sleep, and have no sockets."""
 
 
-async def tell(server: DemoServer, steps: Steps) -> None:
+async def tell(server: OwnServer, steps: Steps) -> None:
     """Take every step.
 
     Raises:
@@ -35,7 +35,7 @@ async def tell(server: DemoServer, steps: Steps) -> None:
         await _pod(server, steps, cri, image)
 
 
-async def _pod(server: DemoServer, steps: Steps, cri: CriClient, image: str) -> None:
+async def _pod(server: OwnServer, steps: Steps, cri: CriClient, image: str) -> None:
     config = _pod_config(server)
     with steps.step("run a pod (RunPodSandbox)"):
         sandbox_id = await cri.run_sandbox(config)
@@ -71,7 +71,7 @@ async def _pod(server: DemoServer, steps: Steps, cri: CriClient, image: str) -> 
         await cri.remove_sandbox(sandbox_id)
 
 
-async def _image(server: DemoServer, cri: CriClient) -> str:
+async def _image(server: OwnServer, cri: CriClient) -> str:
     if not server.simulated:
         program = shutil.which("busybox") or "busybox"
         server.run("image", "from-host", program, "--name", IMAGE, "--load")
@@ -79,7 +79,7 @@ async def _image(server: DemoServer, cri: CriClient) -> str:
     return await cri.pull_image(IMAGE)
 
 
-def _pod_config(server: DemoServer) -> pb.PodSandboxConfig:
+def _pod_config(server: OwnServer) -> pb.PodSandboxConfig:
     logs = server.place / "logs"
     logs.mkdir(exist_ok=True)
     return pb.PodSandboxConfig(
@@ -110,7 +110,7 @@ def _container(name: str, command: list[str], image: str) -> pb.ContainerConfig:
     )
 
 
-def _commands(server: DemoServer, address: str) -> dict[str, list[str]]:
+def _commands(server: OwnServer, address: str) -> dict[str, list[str]]:
     if server.simulated:
         return SIMULATED
     web = (
@@ -122,7 +122,7 @@ def _commands(server: DemoServer, address: str) -> dict[str, list[str]]:
     return {"web": _words(server, "sh", "-c", web), "client": _words(server, "sh", "-c", client)}
 
 
-def _words(server: DemoServer, *words: str) -> list[str]:
+def _words(server: OwnServer, *words: str) -> list[str]:
     """Return a command of the image: busybox by its host path, or a program of the simulator."""
     return list(words) if server.simulated else [shutil.which("busybox") or "busybox", *words]
 

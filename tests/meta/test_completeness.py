@@ -7,7 +7,7 @@ import polypod_meta_tree as tree
 import pytest
 
 TOPS = ("core/", "plugins/", "demo/", "bench/")
-UNFINISHED = re.compile(r"\b(TODO|FIXME|XXX|NotImplementedError)\b")
+UNFINISHED = re.compile(r"\b(TODO|FIXME|XXX)\b")
 PRIVATE = re.compile(r"/work/|/home/\w+/|/tmp/bash_jobs")
 HOOKS = "core/polypod/plugin/hooks.py"
 
@@ -36,6 +36,7 @@ def empty_functions(path):
                 continue  # a docstring alone: "nothing to do", said in words
         if all(
             isinstance(each, ast.Pass)
+            or (isinstance(each, ast.Raise) and "NotImplementedError" in ast.unparse(each))
             or (isinstance(each, ast.Expr) and isinstance(each.value, ast.Constant))
             for each in body
         ):

@@ -20,6 +20,10 @@ _OPTIONS = (
     # Without this the socket's path is sent as :authority, which servers written in Go refuse.
     ("grpc.default_authority", "localhost"),
     ("grpc.enable_http_proxy", 0),
+    # The other end is on this host: a server that starts is found at once, not after seconds.
+    ("grpc.initial_reconnect_backoff_ms", 20),
+    ("grpc.min_reconnect_backoff_ms", 20),
+    ("grpc.max_reconnect_backoff_ms", 1000),
 )
 
 

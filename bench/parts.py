@@ -1,0 +1,221 @@
+"""The measurements. Each part leaves no pod behind."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from bench.processes import pss_kib
+from bench.rig import Pod, Rig
+from bench.samples import Result, result
+from polypod.client import pb
+
+LINE = b"0123456789" * 9 + b" the log\n"
+CONCURRENCY = (1, 4, 10, 20)
+
+
+@dataclass(frozen=True, slots=True)
+class Sizes:
+    """How much is measured."""
+
+    pods: int = 40
+    execs: int = 100
+    crowd: tuple[int, int] = (100, 300)
+    """Pods for memory and lists; restart takes the first."""
+    log_mb: int = 200
+
+    @classmethod
+    def quick(cls) -> Sizes:
+        """Return enough to see that it works."""
+        return cls(pods=8, execs=10, crowd=(5, 15), log_mb=10)
+
+
+Part = Callable[[Rig, Sizes], Awaitable[list[Result]]]
+
+
+async def pod_ready(rig: Rig, sizes: Sizes) -> list[Result]:
+    """Latency, throughput and processor time of pods, both networks, four concurrencies."""
+    await _cycle(rig, 3, 1, host_network=False)  # caches, imports, the image's form
+    rows = []
+    for host_network in (False, True):
+        for concurrency in CONCURRENCY:
+            rows += await _rows(rig, max(sizes.pods, concurrency), concurrency, host_network)
+    return rows
+
+
+async def _rows(rig: Rig, pods: int, concurrency: int, host_network: bool) -> list[Result]:
+    before_s = rig.cpu_s()
+    ready, gone, ready_s, gone_s = await _cycle(rig, pods, concurrency, host_network=host_network)
+    cpu_ms = (rig.cpu_s() - before_s) * 1e3 / pods
+    where = f"{'host' if host_network else 'pod'} network, {concurrency} at a time"
+    return [
+        result(f"pod_ready, {where}", "ms", ready, pods_per_s=pods / ready_s, cpu_ms_cycle=cpu_ms),
+        result(f"pod_gone, {where}", "ms", gone, pods_per_s=pods / gone_s),
+    ]
+
+
+async def _cycle(
+    rig: Rig, pods: int, concurrency: int, *, host_network: bool
+) -> tuple[list[float], list[float], float, float]:
+    """Make pods, then remove them; return each latency, and the seconds for all."""
+    made: list[Pod] = []
+    ready: list[float] = []
+
+    async def make(_number: int) -> None:
+        pod, took_ms = await rig.pod_ready(host_network=host_network)
+        made.append(pod)
+        ready.append(took_ms)
+
+    ready_s = await _crowd(make, range(pods), concurrency)
+    gone: list[float] = []
+
+    async def remove(number: int) -> None:
+        gone.append(await rig.pod_gone(made[number]))
+
+    gone_s = await _crowd(remove, range(pods), concurrency)
+    return ready, gone, ready_s, gone_s
+
+
+async def _crowd(
+    work: Callable[[int], Awaitable[None]], numbers: Sequence[int], concurrency: int
+) -> float:
+    """Do the work for every number, so many at a time; return the seconds."""
+    left = list(reversed(numbers))
+
+    async def worker() -> None:
+        while left:
+            await work(left.pop())
+
+    began = time.perf_counter()
+    async with asyncio.TaskGroup() as group:
+        for _ in range(concurrency):
+            group.create_task(worker())
+    return time.perf_counter() - began
+
+
+async def exec_sync(rig: Rig, sizes: Sizes) -> list[Result]:
+    """ExecSync(true), one at a time."""
+    pod, _ms = await rig.pod_ready()
+    taken, before_s = [], rig.cpu_s()
+    for _ in range(sizes.execs):
+        began = time.perf_counter()
+        answer = await rig.cri.exec_sync(pod.container_id, rig.words("true"), 10)
+        taken.append((time.perf_counter() - began) * 1e3)
+        if answer.exit_code != 0:
+            raise RuntimeError(f"true answered {answer.exit_code}: {answer.stderr!r}")
+    cpu_ms = (rig.cpu_s() - before_s) * 1e3 / sizes.execs
+    return [result("ExecSync(true)", "ms", taken, cpu_ms=cpu_ms)]
+
+
+async def memory(rig: Rig, sizes: Sizes) -> list[Result]:
+    """PSS of our four processes without pods, with some, with many; what one more pod costs."""
+    some, many = sizes.crowd
+    rows, totals, have = [], [], 0
+    for count in (0, some, many):
+        await rig.pods(count - have)
+        have = count
+        sizes_kib = {role: pss_kib(pid) for role, pid in rig.pids().items()}
+        total = sum(sizes_kib.values())
+        totals.append(total)
+        facts = {f"{role}_mib": kib / 1024 for role, kib in sizes_kib.items()}
+        rows.append(result(f"memory with {count} pods (PSS)", "MiB", [total / 1024], **facts))
+    per_pod = (totals[2] - totals[1]) / (many - some)
+    return [*rows, result("memory per further pod", "KiB", [per_pod])]
+
+
+async def lists(rig: Rig, sizes: Sizes) -> list[Result]:
+    """List calls with many pods."""
+    count = sizes.crowd[1]
+    await rig.pods(count)
+    calls: dict[str, Callable[[], Awaitable[Sequence[object]]]] = {
+        "ListPodSandbox": rig.cri.list_sandboxes,
+        "ListContainers": rig.cri.list_containers,
+        "ListContainerStats": rig.cri.list_container_stats,
+    }
+    rows = []
+    for name, call in calls.items():
+        taken = []
+        for _ in range(20):
+            began = time.perf_counter()
+            found = await call()
+            taken.append((time.perf_counter() - began) * 1e3)
+            if len(found) != count:
+                raise RuntimeError(f"{name} answered {len(found)} of {count}")
+        rows.append(result(f"{name} of {count}", "ms", taken))
+    return rows
+
+
+async def restart(rig: Rig, sizes: Sizes) -> list[Result]:
+    """From the start of the daemon's process until the lists answer, with pods."""
+    count = sizes.crowd[0]
+    await rig.pods(count)
+    taken = []
+    for _ in range(3):
+        await asyncio.to_thread(rig.server.stop)
+        began = time.perf_counter()
+        await rig.start_server()
+        found = await rig.cri.list_containers()
+        taken.append(time.perf_counter() - began)
+        if rig.simulated:
+            continue  # simulated programs end with the daemon
+        running = [each for each in found if each.state == pb.CONTAINER_RUNNING]
+        if len(running) != count:
+            raise RuntimeError(f"after a restart {len(running)} of {count} run")
+    return [result(f"restart with {count} pods, until lists answer", "s", taken)]
+
+
+async def log_rate(rig: Rig, sizes: Sizes) -> list[Result]:
+    """Bytes of lines per second from a container's stdout into its CRI log file."""
+    if rig.simulated:
+        raise RuntimeError("the simulator has its own pumps: there is no logger to measure")
+    data = rig.server.place / "data"
+    data.mkdir(exist_ok=True)
+    size = _write_lines(data / "lines", sizes.log_mb * 1_000_000)
+    before_s = rig.cpu_s()
+    taken = [size / 1e6 / await _log_once(rig, data, size) for _ in range(3)]
+    cpu_ms = (rig.cpu_s() - before_s) * 1e3 / (3 * size / 1e6)
+    return [result(f"log rate, {sizes.log_mb} MB of lines", "MB/s", taken, cpu_ms_per_mb=cpu_ms)]
+
+
+async def _log_once(rig: Rig, data: Path, size: int) -> float:
+    config = rig.pod_config()
+    mounts = [pb.Mount(host_path=str(data), container_path="/data", readonly=True)]
+    container = rig.container_config(config, rig.words("cat", "/data/lines"), mounts)
+    sandbox_id = await rig.cri.run_sandbox(config)
+    container_id = await rig.cri.create_container(sandbox_id, container, config)
+    log = Path(config.log_directory) / "main.log"
+    began = time.perf_counter()
+    await rig.cri.start_container(container_id)
+    status = await rig.cri.container_status(container_id)
+    while status.status.state == pb.CONTAINER_RUNNING:
+        await asyncio.sleep(0.005)
+        status = await rig.cri.container_status(container_id)
+    took_s = time.perf_counter() - began
+    # A line's time and tags take some 40 bytes: a file that is not longer has lost lines.
+    if log.stat().st_size < size:
+        raise RuntimeError(f"{log} has {log.stat().st_size} bytes, {size} were written")
+    await rig.cri.stop_sandbox(sandbox_id)
+    await rig.cri.remove_sandbox(sandbox_id)
+    log.unlink()
+    return took_s
+
+
+def _write_lines(path: Path, size: int) -> int:
+    block = LINE * 10_000
+    with path.open("wb") as file:
+        for _ in range(size // len(block) + 1):
+            file.write(block)
+    return path.stat().st_size
+
+
+PARTS: dict[str, Part] = {
+    "pod_ready": pod_ready,
+    "exec": exec_sync,
+    "log_rate": log_rate,
+    "restart": restart,
+    "memory": memory,
+    "lists": lists,
+}
