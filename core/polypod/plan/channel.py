@@ -95,12 +95,14 @@ def receive(sock: socket.socket) -> tuple[dict[str, object], list[int]] | None:
 
 
 def close_all(fds: list[int] | tuple[int, ...]) -> None:
-    """Close descriptors; one that is closed already is no error."""
+    """Close descriptors, and clear a list of them: nobody shall close their numbers once more."""
     for fd in fds:
         try:
             os.close(fd)
         except OSError:
             continue
+    if isinstance(fds, list):
+        fds.clear()
 
 
 def listen(path: str) -> socket.socket:

@@ -152,15 +152,34 @@ class Supervisor(Protocol):
             BackendError: an operation failed; the text names it, its arguments and the errno; the
                 process is gone and nothing is left of it. ``__cause__`` is the OSError.
             AlreadyExists: a process of this id is known.
+            Unavailable: supervisor or keeper died meanwhile; nothing is left. Try again.
         """
         ...
 
+    async def execute(
+        self,
+        process_id: ProcessId,
+        plan: Plan,
+        /,
+        *,
+        fds: Sequence[int],
+        labels: Mapping[str, str] | None = None,
+    ) -> Launched:
+        """Like `launch`, but in the host's mount namespace: for runtimes, shims and hypervisors."""
+        ...
+
     async def release(self, process_id: ProcessId, /) -> None:
-        """Let a held process execute. Raises like `launch`; NotFound if there is none."""
+        """Let a held process execute. Raises like `launch`; NotFound if there is none.
+
+        A held process survives the supervisor like one that executes.
+        """
         ...
 
     async def kill(self, process_id: ProcessId, signal: int, /) -> None:
-        """Send a signal through the pidfd. NotFound where no such process lives."""
+        """Send a signal through the pidfd. NotFound where no such process lives.
+
+        `Unavailable` leaves open whether it was sent, except for SIGKILL, which is sent again.
+        """
         ...
 
     async def connect_tcp(self, sandbox_id: SandboxId, host: str, port: int, /) -> int:

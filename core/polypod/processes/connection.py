@@ -7,6 +7,7 @@ import contextlib
 import logging
 import os
 import socket
+from collections import deque
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,8 +17,10 @@ from polypod.plugin import errors
 from polypod.plugin.errors import BackendError, PolypodError, Unavailable
 
 _log = logging.getLogger(__name__)
-_RETRY_S = 0.02
-_CONNECT_TRIES = 500
+_FIRST_RETRY_S = 0.005
+_LONGEST_RETRY_S = 0.5
+_CONNECT_S = 10.0
+_QUEUE_MAX = 10_000
 
 Message = dict[str, Any]
 Answer = tuple[Message, list[int]]
@@ -42,6 +45,7 @@ class Connection:
         self._on_lost = on_lost
         self._sock: socket.socket | None = None
         self._waiting: dict[int, asyncio.Future[Answer]] = {}
+        self._queue: deque[tuple[Message, list[int]]] = deque()
         self._number = 0
         self._closed = False
         self._connecting: asyncio.Task[None] | None = None
@@ -50,22 +54,29 @@ class Connection:
         """Connect, waiting for a peer that is just being started.
 
         Raises:
-            Unavailable: nobody listens after ten seconds.
+            Unavailable: nobody listens after ten seconds; it goes on being looked for.
         """
-        for _ in range(_CONNECT_TRIES):
-            if self._sock is not None:
-                # A request that came meanwhile has connected: a second socket would lose its answer.
-                return
-            try:
-                self._sock = channel.connect(str(self._path))
-                break
-            except (OSError, channel.ChannelError):
-                await asyncio.sleep(_RETRY_S)
-        else:
-            msg = f"{self._name}: nobody listens on {self._path}; see the log of the {self._name}"
+        if self._sock is not None:
+            return
+        if self._closed:
+            msg = f"{self._name}: the connection is closed"
             raise Unavailable(msg)
-        self._sock.setblocking(False)
-        asyncio.get_running_loop().add_reader(self._sock.fileno(), self._read)
+        if self._connecting is None or self._connecting.done():
+            self._connecting = asyncio.ensure_future(self._connect())
+        done, _pending = await asyncio.wait([self._connecting], timeout=_CONNECT_S)
+        if not done or self._sock is None:
+            msg = f"{self._name}: nobody listens on {self._path}; see processes.log beside it"
+            raise Unavailable(msg)
+
+    async def _connect(self) -> None:
+        """Try until somebody listens; only one task does this, so there is only one socket."""
+        pause_s = _FIRST_RETRY_S
+        while (sock := _connected(self._path)) is None:
+            await asyncio.sleep(pause_s)
+            pause_s = min(pause_s * 1.5, _LONGEST_RETRY_S)
+        sock.setblocking(False)
+        self._sock = sock
+        asyncio.get_running_loop().add_reader(sock.fileno(), self._read)
         if self._on_connect is not None:
             self._on_connect()
 
@@ -76,31 +87,59 @@ class Connection:
             Unavailable: the peer went away; it may or may not have done it.
             PolypodError: what the peer refused, by its kind, with the OSError as cause if it was one.
         """
-        if self._sock is None:
-            await self._reconnected()
-        number = self.send(op, fds, **fields)
+        await self.open()
+        self._number += 1
+        number = self._number
         future: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
         self._waiting[number] = future
         try:
+            self._send({"id": number, "op": op, **fields}, fds)
             return await future
+        except asyncio.CancelledError:
+            if future.done() and not future.cancelled() and future.exception() is None:
+                # The answer came in the same moment; nobody else will close its descriptors.
+                channel.close_all(future.result()[1])
+            raise
         finally:
             self._waiting.pop(number, None)
 
-    def send(self, op: str, fds: Sequence[int] = (), **fields: object) -> int:
-        """Send without waiting for an answer; return the request's number."""
+    def _send(self, message: Message, fds: Sequence[int]) -> None:
+        """Send, or queue it until the peer reads again."""
         if self._sock is None:
-            msg = f"{self._name}: not connected"
+            msg = f"{self._name}: not connected; try again"
             raise Unavailable(msg)
-        self._number += 1
         try:
-            channel.send(self._sock, {"id": self._number, "op": op, **fields}, list(fds))
-        except BlockingIOError as error:
-            msg = f"{self._name}: too many requests wait; try again"
-            raise Unavailable(msg) from error
+            if self._queue:
+                raise BlockingIOError
+            channel.send(self._sock, message, list(fds))
+        except BlockingIOError:
+            if len(self._queue) >= _QUEUE_MAX:
+                msg = f"{self._name}: {_QUEUE_MAX} requests wait already; try again"
+                raise Unavailable(msg) from None
+            self._queue.append((message, [os.dup(fd) for fd in fds]))
+            asyncio.get_running_loop().add_writer(self._sock.fileno(), self._flush)
+        except channel.ChannelError as error:
+            msg = f"{self._name}: {message['op']}: {error}"
+            raise errors.InvalidArgument(msg) from error
         except OSError as error:
             msg = f"{self._name}: {error}"
             raise Unavailable(msg) from error
-        return self._number
+
+    def _flush(self) -> None:
+        if self._sock is None:
+            return
+        while self._queue:
+            message, fds = self._queue[0]
+            try:
+                channel.send(self._sock, message, fds)
+            except BlockingIOError:
+                return
+            except OSError:
+                # The reading side says that the peer is gone, and fails what waits.
+                break
+            self._queue.popleft()
+            channel.close_all(fds)
+        asyncio.get_running_loop().remove_writer(self._sock.fileno())
 
     def close(self) -> None:
         """Disconnect; requests in flight fail."""
@@ -109,20 +148,14 @@ class Connection:
             self._connecting.cancel()
         self._disconnect()
 
-    async def _reconnected(self) -> None:
-        if self._closed:
-            msg = f"{self._name}: the connection is closed"
-            raise Unavailable(msg)
-        if self._connecting is None or self._connecting.done():
-            self._connecting = asyncio.ensure_future(self.open())
-        await asyncio.shield(self._connecting)
-
     def _read(self) -> None:
         while self._sock is not None:
             try:
                 received = channel.receive(self._sock)
             except BlockingIOError:
                 return
+            except ConnectionError:
+                received = None
             except (OSError, channel.ChannelError) as error:
                 _log.warning("%s: %s", self._name, error)
                 received = None
@@ -148,26 +181,33 @@ class Connection:
 
     def _lost(self) -> None:
         self._disconnect()
+        if self._closed:
+            return
         if self._on_lost is not None:
             self._on_lost()
-        if not self._closed:
-            self._connecting = asyncio.ensure_future(self.open())
-            self._connecting.add_done_callback(self._note_failure)
-
-    def _note_failure(self, task: asyncio.Task[None]) -> None:
-        if not task.cancelled() and task.exception() is not None:
-            _log.error("%s", task.exception())
+        if self._connecting is None or self._connecting.done():
+            self._connecting = asyncio.ensure_future(self._connect())
 
     def _disconnect(self) -> None:
         sock, self._sock = self._sock, None
         if sock is not None:
             with contextlib.suppress(RuntimeError):
                 asyncio.get_running_loop().remove_reader(sock.fileno())
+                asyncio.get_running_loop().remove_writer(sock.fileno())
             sock.close()
+        while self._queue:
+            channel.close_all(self._queue.popleft()[1])
         waiting, self._waiting = self._waiting, {}
         for future in waiting.values():
             if not future.done():
                 future.set_exception(Unavailable(f"{self._name}: it went away; try again"))
+
+
+def _connected(path: Path) -> socket.socket | None:
+    try:
+        return channel.connect(str(path))
+    except (OSError, channel.ChannelError):
+        return None
 
 
 def _error_of(error: Message) -> PolypodError:

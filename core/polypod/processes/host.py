@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import subprocess
 from pathlib import Path
 
@@ -11,7 +12,14 @@ from polypod.plan import channel
 from polypod.plugin.errors import Unavailable
 from polypod.processes import command
 from polypod.processes.connection import Connection
+from polypod.processes.logs import LogService
 from polypod.processes.supervisor import SupervisorClient
+
+_log = logging.getLogger(__name__)
+_OTHERS_START_IT_S = 0.5
+"""Supervisor or logger start a keeper that died; if both died with it, we do."""
+_STARTS_S = 2.0
+_ENDS_S = 10.0
 
 
 class ProcessHost:
@@ -25,10 +33,13 @@ class ProcessHost:
             "keeper",
             on_event=self.supervisor.on_keeper_event,
             on_connect=self.supervisor.on_keeper_connect,
+            on_lost=self._keeper_lost,
         )
         self.logger = Connection(state / "logger.sock", "logger")
         self._supervisor = Connection(state / "supervisor.sock", "supervisor")
         self.supervisor.connect(self._supervisor, self.keeper)
+        self.logs = LogService(self.keeper, self.logger)
+        self._watch: asyncio.Task[None] | None = None
 
     @classmethod
     async def open(cls, state: Path) -> ProcessHost:
@@ -57,16 +68,37 @@ class ProcessHost:
         return {str(role): int(pid) for role, pid in answer.items()}
 
     async def shutdown(self) -> None:
-        """End the three processes; what they launched must be gone before."""
-        with contextlib.suppress(Unavailable):
-            await self.keeper.request("shutdown")
+        """End the three processes; what they launched should be gone before, else it runs on alone."""
+        with contextlib.suppress(Unavailable, TimeoutError):
+            async with asyncio.timeout(_ENDS_S):
+                await self.keeper.request("shutdown")
         self.close()
 
     def close(self) -> None:
         """Disconnect; the processes go on."""
+        if self._watch is not None:
+            self._watch.cancel()
         for connection in (self.keeper, self._supervisor, self.logger):
             connection.close()
         self.supervisor.close()
+
+    def _keeper_lost(self) -> None:
+        if self._watch is None or self._watch.done():
+            self._watch = asyncio.ensure_future(self._have_keeper())
+
+    async def _have_keeper(self) -> None:
+        """See to it that there is a keeper again; two are never: the second one leaves at once."""
+        pause_s = _OTHERS_START_IT_S
+        while True:
+            await asyncio.sleep(pause_s)
+            if is_running(self._state):
+                return
+            _log.warning("keeper: gone with those that would replace it; starting another one")
+            try:
+                await asyncio.to_thread(_start_keeper, self._state)
+            except (OSError, Unavailable) as error:
+                _log.error("keeper: %s", error)
+            pause_s = _STARTS_S
 
 
 def is_running(state: Path) -> bool:
@@ -81,7 +113,15 @@ def is_running(state: Path) -> bool:
 def _start_keeper(state: Path) -> None:
     # It forks itself away at once, so waiting takes as long as Python needs to start.
     arguments = command.keeper(state)
-    done = subprocess.run(arguments, stdin=subprocess.DEVNULL, cwd="/", check=False)
+    done = subprocess.run(
+        arguments,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        cwd="/",
+        check=False,
+    )
     if done.returncode != 0:
-        msg = f"keeper: {' '.join(arguments[:5])} … ended with {done.returncode}; see stderr"
+        said = done.stderr.decode(errors="replace").strip()
+        msg = f"keeper: {' '.join(arguments[:5])} … ended with {done.returncode}: {said[-1000:]}"
         raise Unavailable(msg)

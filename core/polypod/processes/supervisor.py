@@ -8,11 +8,11 @@ import json
 import logging
 import os
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Coroutine, Mapping, Sequence
 
 from polypod.plan.channel import close_all
 from polypod.plan.operations import Plan
-from polypod.plugin.errors import NotFound, Unavailable
+from polypod.plugin.errors import AlreadyExists, NotFound, PolypodError, Unavailable
 from polypod.plugin.ids import ProcessId, SandboxId
 from polypod.plugin.services import (
     ExitStatus,
@@ -21,32 +21,39 @@ from polypod.plugin.services import (
     ProcessExit,
     SandboxNamespaces,
 )
-from polypod.processes.connection import Connection, Message
+from polypod.processes.connection import Answer, Connection, Message
+from polypod.processes.exits import Exits
 
 _log = logging.getLogger(__name__)
 _SEALS = fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE
+_TRIES = 4
+_AGAIN_S = 0.1
+_SIGKILL = 9
 
 
 class SupervisorClient:
-    """See `polypod.plugin.services.Supervisor`."""
+    """See `polypod.plugin.services.Supervisor`.
+
+    A supervisor that dies is started again within some 50 ms. What can be asked twice is asked again
+    then; a launch that was not answered is undone and fails with `Unavailable`.
+    """
 
     def __init__(self) -> None:
-        self._known: set[ProcessId] = set()
-        self._ended: dict[ProcessId, ExitStatus] = {}
-        self._waiters: dict[ProcessId, list[asyncio.Future[ExitStatus]]] = {}
-        self._exits: asyncio.Queue[ProcessExit | None] = asyncio.Queue()
+        self._exits = Exits()
         self._supervisor: Connection
         self._keeper: Connection
         self._tasks: set[asyncio.Task[None]] = set()
+        self._caught_up = asyncio.Event()
 
     def connect(self, supervisor: Connection, keeper: Connection) -> None:
         """Take the connections."""
         self._supervisor, self._keeper = supervisor, keeper
 
     async def load(self) -> None:
-        """Learn what lives, after the connections are open."""
+        """Learn what lives and what has ended, after the connections are open."""
         for found in await self.processes():
-            self._known.add(found.process_id)
+            self._exits.know(found.process_id)
+        await self._caught_up.wait()
 
     async def make_namespaces(
         self,
@@ -58,7 +65,7 @@ class SupervisorClient:
         sysctls: Mapping[str, str] | None = None,
     ) -> SandboxNamespaces:
         """See `polypod.plugin.services.Supervisor.make_namespaces`."""
-        answer, fds = await self._supervisor.request(
+        answer, fds = await self._repeat(
             "make_namespaces",
             sandbox=sandbox_id,
             kinds=sorted(kinds),
@@ -69,7 +76,7 @@ class SupervisorClient:
 
     async def namespaces(self, sandbox_id: SandboxId, /) -> SandboxNamespaces | None:
         """See `polypod.plugin.services.Supervisor.namespaces`."""
-        answer, fds = await self._supervisor.request("namespaces", sandbox=sandbox_id)
+        answer, fds = await self._repeat("namespaces", sandbox=sandbox_id)
         return None if answer["kinds"] is None else _namespaces(sandbox_id, answer, fds)
 
     async def list_namespaces(self) -> Sequence[SandboxId]:
@@ -78,14 +85,14 @@ class SupervisorClient:
         more = True
         while more:
             after = found[-1] if found else ""
-            answer, _fds = await self._supervisor.request("list_namespaces", after=after)
+            answer, _fds = await self._repeat("list_namespaces", after=after)
             found += [SandboxId(item) for item in answer["items"]]
             more = bool(answer["more"])
         return found
 
     async def drop_namespaces(self, sandbox_id: SandboxId, /) -> None:
         """See `polypod.plugin.services.Supervisor.drop_namespaces`."""
-        await self._supervisor.request("drop_namespaces", sandbox=sandbox_id)
+        await self._repeat("drop_namespaces", sandbox=sandbox_id)
 
     async def launch(
         self,
@@ -109,7 +116,7 @@ class SupervisorClient:
         fds: Sequence[int],
         labels: Mapping[str, str] | None = None,
     ) -> Launched:
-        """Like `launch`, in the host's mount namespace: for runtimes, shims and hypervisors."""
+        """See `polypod.plugin.services.Supervisor.execute`."""
         return await self._launch(process_id, plan, fds, labels or {}, hold=False, on_host=True)
 
     async def _launch(
@@ -122,9 +129,12 @@ class SupervisorClient:
         hold: bool,
         on_host: bool,
     ) -> Launched:
+        if self._exits.is_known(process_id):
+            msg = f"process {process_id} exists"
+            raise AlreadyExists(msg)
         memfd = _sealed(json.dumps(plan.to_wire()).encode())
         # Known before it runs: its exit may be told before the launch is answered.
-        self._known.add(process_id)
+        self._exits.begin(process_id)
         try:
             answer, answer_fds = await self._supervisor.request(
                 "launch",
@@ -134,28 +144,62 @@ class SupervisorClient:
                 hold=hold,
                 on_host=on_host,
             )
-        except BaseException:
-            self._known.discard(process_id)
-            self._ended.pop(process_id, None)
+        except AlreadyExists:
+            # Somebody else's: nothing of ours is left.
+            self._exits.forget(process_id)
+            raise
+        except PolypodError as error:
+            await asyncio.shield(self._background(self._undo(process_id, error)))
+            raise
+        except BaseException as error:
+            # Cancelled: nobody will ever ask for this process.
+            self._background(self._undo(process_id, error))
             raise
         finally:
             os.close(memfd)
+        self._exits.succeed(process_id)
         return Launched(process_id, int(answer["pid"]), int(answer["start_time"]), answer_fds[0])
+
+    async def _undo(self, process_id: ProcessId, error: BaseException) -> None:
+        """See to it that nothing is left of a launch, not even the news of its end."""
+        try:
+            if isinstance(error, Unavailable) or not isinstance(error, PolypodError):
+                await self._repeat("abort", process=process_id)
+            # After this answer the keeper tells nothing of it any more: the id may be used again.
+            await self._repeat("forget", self._keeper, process=process_id)
+        except PolypodError as failed:
+            _log.error("launch %s: what is left of it stays: %s", process_id, failed)
+        finally:
+            self._exits.forget(process_id)
 
     async def release(self, process_id: ProcessId, /) -> None:
         """See `polypod.plugin.services.Supervisor.release`."""
-        _answer, fds = await self._supervisor.request("release", process=process_id)
-        close_all(fds)
+        again = False
+        for _ in range(_TRIES):
+            try:
+                _answer, fds = await self._supervisor.request(
+                    "release", process=process_id, again=again
+                )
+            except Unavailable:
+                again = True
+                await asyncio.sleep(_AGAIN_S)
+            else:
+                close_all(fds)
+                return
+        msg = f"process {process_id}: release: the supervisor does not answer"
+        raise Unavailable(msg)
 
     async def kill(self, process_id: ProcessId, signal: int, /) -> None:
         """See `polypod.plugin.services.Supervisor.kill`."""
-        await self._supervisor.request("kill", process=process_id, signal=signal)
+        # Programs tell one SIGTERM from two; only what cannot be noticed twice is sent twice.
+        if signal in (0, _SIGKILL):
+            await self._repeat("kill", process=process_id, signal=signal)
+        else:
+            await self._supervisor.request("kill", process=process_id, signal=signal)
 
     async def connect_tcp(self, sandbox_id: SandboxId, host: str, port: int, /) -> int:
         """See `polypod.plugin.services.Supervisor.connect_tcp`."""
-        _answer, fds = await self._supervisor.request(
-            "connect_tcp", sandbox=sandbox_id, host=host, port=port
-        )
+        _answer, fds = await self._repeat("connect_tcp", sandbox=sandbox_id, host=host, port=port)
         return fds[0]
 
     async def processes(self) -> Sequence[LiveProcess]:
@@ -164,58 +208,72 @@ class SupervisorClient:
         more = True
         while more:
             after = found[-1].process_id if found else ""
-            answer, _fds = await self._supervisor.request("processes", after=after)
+            answer, _fds = await self._repeat("processes", after=after)
             rows = answer["processes"]
             found.extend(self._live(ProcessId(name), rows[name]) for name in answer["items"])
             more = bool(answer["more"])
         return found
 
     def _live(self, name: ProcessId, row: Message) -> LiveProcess:
-        ended = self._ended.get(name) or (_status(row["exit"]) if row.get("exit") else None)
+        ended = self._exits.status(name) or (_status(row["exit"]) if row.get("exit") else None)
         return LiveProcess(name, int(row["pid"]), int(row["start_time"]), row["labels"], ended)
 
     async def wait(self, process_id: ProcessId, /) -> ExitStatus:
         """See `polypod.plugin.services.Supervisor.wait`."""
-        ended = self._ended.get(process_id)
+        ended = self._exits.status(process_id)
         if ended is not None:
             return ended
-        if process_id not in self._known:
+        waiter = self._exits.waiter(process_id)
+        if waiter is None:
             msg = f"process {process_id}: unknown"
             raise NotFound(msg)
-        future: asyncio.Future[ExitStatus] = asyncio.get_running_loop().create_future()
-        self._waiters.setdefault(process_id, []).append(future)
-        return await future
+        return await waiter
 
     async def forget(self, process_id: ProcessId, /) -> None:
         """See `polypod.plugin.services.Supervisor.forget`."""
-        await self._supervisor.request("forget", process=process_id)
-        self._known.discard(process_id)
-        self._ended.pop(process_id, None)
+        await self._repeat("forget", process=process_id)
+        self._exits.forget(process_id)
 
     async def exits(self) -> AsyncIterator[ProcessExit]:
         """See `polypod.plugin.services.Supervisor.exits`."""
-        while True:
-            item = await self._exits.get()
-            if item is None:
-                return
+        async for item in self._exits.listen():
             yield item
 
     def close(self) -> None:
-        """End `exits`."""
-        self._exits.put_nowait(None)
+        """End `exits`, and what runs in the background."""
+        for task in list(self._tasks):
+            task.cancel()
+        self._exits.close()
+
+    async def _repeat(
+        self, op: str, connection: Connection | None = None, /, **fields: object
+    ) -> Answer:
+        """Ask again if the peer died meanwhile: only for what may be done twice."""
+        for left in reversed(range(_TRIES)):
+            try:
+                return await (connection or self._supervisor).request(op, (), **fields)
+            except Unavailable:
+                if not left:
+                    raise
+                await asyncio.sleep(_AGAIN_S)
+        raise AssertionError  # the last try returns or raises
+
+    def _background(self, work: Coroutine[None, None, None]) -> asyncio.Task[None]:
+        task = asyncio.ensure_future(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
 
     # What the keeper tells.
 
     def on_keeper_connect(self) -> None:
         """Watch exits, then ask for those that happened before."""
-        task = asyncio.ensure_future(self._catch_up())
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        self._background(self._catch_up())
 
     def on_keeper_event(self, message: Message) -> None:
         """One process is gone."""
         if message.get("event") == "exit":
-            self._note(ProcessId(str(message["process"])), _status(message))
+            self._exits.note(ProcessId(str(message["process"])), _status(message))
 
     async def _catch_up(self) -> None:
         try:
@@ -225,26 +283,14 @@ class SupervisorClient:
                 answer, _fds = await self._keeper.request("exits", after=after)
                 for name, record in answer["exits"].items():
                     after = name
-                    self._note(ProcessId(name), _status(record))
+                    self._exits.know(ProcessId(name))
+                    self._exits.note(ProcessId(name), _status(record))
                 more = bool(answer["more"])
-            await self._note_lost_exits()
         except Unavailable as error:
+            # The next connection catches up.
             _log.info("exits: %s", error)
-
-    async def _note_lost_exits(self) -> None:
-        """Exits that a dead keeper could not record: the supervisor read them from the pidfds."""
-        for found in await self.processes():
-            if found.exit is not None:
-                self._note(found.process_id, found.exit)
-
-    def _note(self, process_id: ProcessId, status: ExitStatus) -> None:
-        if process_id in self._ended:
-            return
-        self._ended[process_id] = status
-        self._exits.put_nowait(ProcessExit(process_id, status))
-        for future in self._waiters.pop(process_id, []):
-            if not future.done():
-                future.set_result(status)
+        else:
+            self._caught_up.set()
 
 
 def _namespaces(sandbox_id: SandboxId, answer: Message, fds: list[int]) -> SandboxNamespaces:

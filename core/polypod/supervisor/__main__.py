@@ -14,11 +14,11 @@ def main(arguments: list[str]) -> None:
     if role == "keeper":
         from polypod.supervisor import keeper
 
-        keeper.main(state, adopting="--adopting" in options)
+        keeper.main(state)
     elif role == "supervisor":
-        from polypod.supervisor import supervisor
+        from polypod.supervisor import inside
 
-        supervisor.main(state, inside="--inside" in options)
+        inside.main(state, inside="--inside" in options)
     elif role == "logger":
         from polypod.supervisor import logger
 

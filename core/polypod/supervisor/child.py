@@ -73,12 +73,19 @@ EXECUTORS: dict[type[Operation], Executor] = {
 
 
 class Report:
-    """A page shared by supervisor and child: how far it got, and why it stopped."""
+    """A page shared by supervisor and child: how far it got, and why it stopped.
 
-    __slots__ = ("page",)
+    A keepable one has a descriptor, so that it can be handed to another supervisor.
+    """
 
-    def __init__(self) -> None:
-        self.page = mmap.mmap(-1, mmap.PAGESIZE)
+    __slots__ = ("fd", "page")
+
+    def __init__(self, *, keepable: bool = False, fd: int = -1) -> None:
+        if keepable:
+            fd = os.memfd_create("polypod-report", os.MFD_CLOEXEC)
+            os.ftruncate(fd, mmap.PAGESIZE)
+        self.fd = fd
+        self.page = mmap.mmap(fd, mmap.PAGESIZE)
 
     def step(self, index: int) -> None:
         """The child is at this operation."""
@@ -88,31 +95,41 @@ class Report:
         """Nothing but execve is left."""
         _HEADER.pack_into(self.page, 0, _EXECUTING, index, 0, 0)
 
-    def fail(self, index: int, number: int, text: str) -> None:
-        """The operation failed; it needs no system call, seccomp may be loaded."""
-        raw = text.encode(errors="replace")[:_TEXT_LIMIT]
+    def fail(self, plan: Plan, index: int, number: int, said: str) -> None:
+        """An operation failed; this needs no system call, seccomp may be loaded."""
+        what = plan.operations[index]
+        if not isinstance(what, operations.Execute):
+            said = f"operation {index}: {what.summary()}: {said}"
+        self._write(index, number, said)
+
+    def fail_early(self, number: int, said: str) -> None:
+        """The child failed before its first operation."""
+        self._write(0, number, f"prepare the process: {said}")
+
+    def _write(self, index: int, number: int, said: str) -> None:
+        raw = said.encode(errors="replace")[:_TEXT_LIMIT]
         self.page[_HEADER.size : _HEADER.size + len(raw)] = raw
         _HEADER.pack_into(self.page, 0, _FAILED, index, number, len(raw))
 
-    def failure(self, plan: Plan) -> OSError | None:
+    def failure(self, plan: Plan | None) -> OSError | None:
         """Return why the child did not execute, in the supervisor; None if it did."""
         state, index, number, length = _HEADER.unpack_from(self.page, 0)
         if state == _EXECUTING:
             return None
-        what = plan.operations[min(max(index, 0), len(plan.operations) - 1)]
         if state == _RUNNING:
-            text = f"{what.summary()}: the process was killed while it was set up"
-            return OSError(0, f"operation {index}: {text}")
-        said = bytes(self.page[_HEADER.size : _HEADER.size + length]).decode(errors="replace")
-        if index < 0:
-            return OSError(number, f"prepare the process: {said}")
-        if isinstance(what, operations.Execute):
-            return OSError(number, said)
-        return OSError(number, f"operation {index}: {what.summary()}: {said}")
+            name = plan.operations[index].summary() if plan is not None else "unknown"
+            return OSError(
+                0, f"operation {index}: {name}: the process was killed while it was set up"
+            )
+        said = bytes(self.page[_HEADER.size : _HEADER.size + length])
+        return OSError(number, said.decode(errors="replace"))
 
     def close(self) -> None:
         """Give the page back."""
         self.page.close()
+        if self.fd >= 0:
+            os.close(self.fd)
+            self.fd = -1
 
 
 def run(plan: Plan, context: Context, report: Report, gate: Callable[[], None]) -> NoReturn:
@@ -139,7 +156,7 @@ def run(plan: Plan, context: Context, report: Report, gate: Callable[[], None]) 
                 report.step(index)
             EXECUTORS[type(operation)](operation, context)
     except OSError as error:
-        report.fail(index, error.errno or 0, error.strerror or str(error))
+        report.fail(plan, index, error.errno or 0, error.strerror or str(error))
     except BaseException as error:
-        report.fail(index, 0, f"{type(error).__name__}: {error}")
+        report.fail(plan, index, 0, f"{type(error).__name__}: {error}")
     os._exit(127)

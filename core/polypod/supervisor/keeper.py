@@ -5,38 +5,36 @@ It is as small as it can be, because everything else may die as long as it lives
 * containers are cloned with ``CLONE_PARENT``, so they are its children; it writes each exit status to
   ``STATE/exits/ID`` *before* it reaps, and tells whoever watches;
 * it holds duplicates of the descriptors that supervisor and logger would lose (pidfds, namespaces,
-  log pipes), under keys, with a JSON note each;
+  log pipes), under keys, with a JSON note each, and passes duplicates of the one's to the other;
 * it starts supervisor and logger, and starts them again.
+
+What an earlier keeper left is taken over: processes that are not our children are watched by their
+pidfds, and the kernel is asked for their code (PIDFD_INFO_EXIT), which is unknown where it cannot say.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
-import select
 import signal
-import socket
 import time
 
 from polypod.plan import channel
-from polypod.supervisor import start
+from polypod.supervisor import adoption, journal
 from polypod.supervisor.kernel import process
-from polypod.supervisor.server import Loop, Peer, Refusal, identifier, text
+from polypod.supervisor.ledger import Ledger
+from polypod.supervisor.presence import Presence
+from polypod.supervisor.roles import Roles
+from polypod.supervisor.server import Loop, Peer, Refusal, identifier, note, page, text
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any
+    from polypod.supervisor.server import Answer, Message
 
-    Message = dict[str, Any]
-
-
-_ROLES = ("supervisor", "logger")
-_FIRST_BACKOFF_S = 0.05
-_LONGEST_BACKOFF_S = 5.0
 _PROCESS = "process/"
-
-if TYPE_CHECKING:
-    Answer = tuple[Message, list[int]]
+_PAGE_BYTES = 32_000
+_UNKNOWN: Message = {"code": None, "signal": 0}
 
 
 class Entry:
@@ -52,31 +50,30 @@ class Entry:
 class Keeper:
     """See the module's description; `run` never returns before `shutdown`."""
 
-    def __init__(self, state: str, *, adopting: bool) -> None:
+    def __init__(self, state: str, presence: Presence) -> None:
         self.state = state
-        self.exits = os.path.join(state, "exits")
+        self.ledger = Ledger(state)
         self.entries: dict[str, Entry] = {}
+        self.exits = self.ledger.exits()
         self.ids_by_pid: dict[int, str] = {}
-        self.children: dict[int, str] = {}
-        self.started_at: dict[str, float] = {}
-        self.backoff: dict[str, float] = {}
-        self.due: dict[str, float] = {}
-        self.awaited = set(_ROLES) if adopting else set()
         self.loop = Loop(self.handle)
+        self.roles = Roles(state, presence, self.loop, self._role_left)
+        self.lost: list[str] = []
+        """Processes that an earlier keeper knew and that are gone: their codes are still looked for."""
 
     def run(self) -> None:
         """Serve until `shutdown`."""
-        os.makedirs(self.exits, mode=0o700, exist_ok=True)
         process.set_child_subreaper()
         process.set_not_dumpable()
         self._watch_children()
+        self._take_over()
         self.loop.listen(os.path.join(self.state, "keeper.sock"))
-        for role in _ROLES:
-            if role not in self.awaited:
-                self._start(role)
+        self.roles.begin()
+        self._conclude()
         while not self.loop.leaving:
-            self.loop.timeout = self._next_start()
+            self.loop.timeout = self.roles.start_due()
             self.loop.step()
+            self._conclude()
 
     # Children.
 
@@ -100,66 +97,70 @@ class Keeper:
                 return
             if ended is None:
                 return
-            self._record(ended.si_pid, ended.si_code, ended.si_status)
+            self._child_ended(ended.si_pid, ended.si_code, ended.si_status)
             os.waitid(os.P_PID, ended.si_pid, os.WEXITED)
 
-    def _record(self, pid: int, how: int, status: int) -> None:
-        role = self.children.pop(pid, None)
-        if role is not None:
-            self._schedule(role)
+    def _child_ended(self, pid: int, how: int, status: int) -> None:
+        killed = how in (os.CLD_KILLED, os.CLD_DUMPED)
+        if self.roles.ended(pid, f"signal {status}" if killed else f"code {status}"):
             return
         process_id = self.ids_by_pid.pop(pid, None)
-        if process_id is None:
-            return
-        killed = how in (os.CLD_KILLED, os.CLD_DUMPED)
-        record = {
-            "code": 128 + status if killed else status,
-            "signal": status if killed else 0,
-            "at": time.time_ns(),
-        }
-        self._write_exit(process_id, record)
-        self._tell({"event": "exit", "process": process_id, **record})
+        if process_id is not None:
+            code = 128 + status if killed else status
+            self._record(process_id, {"code": code, "signal": status if killed else 0})
 
-    def _write_exit(self, process_id: str, record: Message) -> None:
+    def _record(self, process_id: str, how: Message) -> None:
+        record = {**how, "at": time.time_ns()}
+        self.exits[process_id] = record
         entry = self.entries.get(_PROCESS + process_id)
         if entry is not None:
             entry.meta["exit"] = record
-        path = os.path.join(self.exits, process_id)
-        with open(path, "w") as file:
-            file.write(json.dumps(record))
-
-    def _tell(self, message: Message) -> None:
-        for peer in self.loop.peers.values():
+        self.ledger.record(process_id, record)
+        for peer in list(self.loop.peers.values()):
             if peer.watching:
-                peer.push(message)
+                peer.push({"event": "exit", "process": process_id, **record})
 
-    # Supervisor and logger.
+    # What an earlier keeper left.
 
-    def _start(self, role: str) -> None:
-        self.due.pop(role, None)
-        self.started_at[role] = time.monotonic()
-        self.children[start.child(role, self.state)] = role
+    def _take_over(self) -> None:
+        for process_id, meta in self.ledger.processes().items():
+            if process_id in self.exits:
+                meta["exit"] = self.exits[process_id]
+                self.entries[_PROCESS + process_id] = Entry(meta, [])
+                continue
+            pidfd = adoption.find(int(meta.get("pid") or 0), int(meta.get("start_time") or 0))
+            self.entries[_PROCESS + process_id] = Entry(meta, [] if pidfd < 0 else [pidfd])
+            if pidfd < 0:
+                self.lost.append(process_id)
+            else:
+                self._watch(process_id, meta, pidfd)
 
-    def _schedule(self, role: str) -> None:
-        if self.loop.leaving:
+    def _role_left(self) -> None:
+        """What it handed over before it left must be seen before what follows."""
+        self.loop.read_all_peers()
+
+    def _conclude(self) -> None:
+        """Once nobody is left who may know a code it is unknown; it is never 0."""
+        if not self.lost or self.roles.awaits():
             return
-        lived = time.monotonic() - self.started_at.get(role, 0.0)
-        last = self.backoff.get(role, 0.0)
-        if lived > _LONGEST_BACKOFF_S:
-            delay = 0.0
-        else:
-            delay = min(last * 2 if last else _FIRST_BACKOFF_S, _LONGEST_BACKOFF_S)
-        self.backoff[role] = delay
-        if delay == 0.0:
-            self._start(role)
-        else:
-            self.due[role] = time.monotonic() + delay
+        lost, self.lost = self.lost, []
+        for process_id in lost:
+            entry = self.entries.get(_PROCESS + process_id)
+            if entry is not None and process_id not in self.exits:
+                self._record(process_id, _UNKNOWN)
 
-    def _next_start(self) -> float:
-        now = time.monotonic()
-        for role in [role for role, moment in self.due.items() if moment <= now]:
-            self._start(role)
-        return min((moment - now for moment in self.due.values()), default=-1.0)
+    def _watch(self, process_id: str, meta: Message, pidfd: int) -> None:
+        """Be told of an exit: as the parent, or else by the pidfd."""
+        try:
+            os.waitid(os.P_PIDFD, pidfd, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+        except ChildProcessError:
+            self.loop.add(pidfd, lambda _events: self._adopted_ended(process_id, meta, pidfd))
+        else:
+            self.ids_by_pid[int(meta["pid"])] = process_id
+
+    def _adopted_ended(self, process_id: str, meta: Message, pidfd: int) -> None:
+        self.loop.drop(pidfd)
+        self._record(process_id, adoption.status(int(meta["pid"]), int(meta["start_time"]), pidfd))
 
     # Requests.
 
@@ -168,29 +169,46 @@ class Keeper:
         operation = _OPERATIONS.get(str(message.get("op")))
         if operation is None:
             raise Refusal("Unimplemented", f"keeper: no operation {message.get('op')!r}")
-        return operation(self, peer, message, fds)
+        answer = operation(self, peer, message, fds)
+        channel.close_all(fds)
+        return answer
 
-    def put(self, _peer: Peer, message: Message, fds: list[int]) -> Answer:
+    def put(self, peer: Peer, message: Message, fds: list[int]) -> Answer:
         """Hold descriptors under a key, replacing what was there."""
-        key = text(message, "key")
-        meta = message.get("meta")
+        key, meta = text(message, "key"), message.get("meta")
         if not isinstance(meta, dict):
             raise Refusal("InvalidArgument", f"put {key}: meta must be an object")
+        old = self.entries.get(key)
+        process_id = key[len(_PROCESS) :] if key.startswith(_PROCESS) else ""
+        if process_id:
+            _check_process(key, meta, fds)
+            if process_id in self.lost and fds:
+                # Somebody has the pidfd after all, which may know the code.
+                self.lost.remove(process_id)
+                old = None
+        if old is not None and message.get("spare"):
+            return {}, []
+        if process_id in self.exits:
+            meta["exit"] = self.exits[process_id]
         self._release(key)
-        self.entries[key] = Entry(meta, fds)
-        if key.startswith(_PROCESS) and "exit" not in meta:
-            self.ids_by_pid[int(meta.get("pid") or 0)] = key[len(_PROCESS) :]
+        entry = self.entries[key] = Entry(meta, fds[:])
+        fds.clear()
+        if process_id:
+            self.ledger.note(process_id, meta)
+            if "exit" not in meta:
+                self._watch(process_id, meta, entry.fds[0])
+        self._tell_followers(peer, {"event": "held", "key": key, "meta": meta}, entry.fds)
         return {}, []
 
-    def drop(self, _peer: Peer, message: Message, fds: list[int]) -> Answer:
+    def drop(self, peer: Peer, message: Message, _fds: list[int]) -> Answer:
         """Let go of a key; unknown ones are fine."""
-        channel.close_all(fds)
-        self._release(text(message, "key"))
+        key = text(message, "key")
+        self._release(key)
+        self._tell_followers(peer, {"event": "dropped", "key": key}, [])
         return {}, []
 
-    def get(self, _peer: Peer, message: Message, fds: list[int]) -> Answer:
+    def get(self, _peer: Peer, message: Message, _fds: list[int]) -> Answer:
         """Return the entries whose key starts with a prefix, after a key, as many as fit."""
-        channel.close_all(fds)
         prefix, after = str(message.get("prefix", "")), str(message.get("after", ""))
         found: list[Message] = []
         sent: list[int] = []
@@ -200,61 +218,61 @@ class Keeper:
             entry = self.entries[key]
             row: Message = {"key": key, "meta": entry.meta, "fds": len(entry.fds)}
             size += len(json.dumps(row)) + 1
-            if found and (len(sent) + len(entry.fds) > channel.MAX_FDS or size > 32_000):
+            if found and (len(sent) + len(entry.fds) > channel.MAX_FDS or size > _PAGE_BYTES):
                 return {"entries": found, "more": True}, sent
             found.append(row)
             sent += entry.fds
         return {"entries": found, "more": False}, sent
 
-    def watch(self, peer: Peer, _message: Message, fds: list[int]) -> Answer:
+    def follow(self, peer: Peer, message: Message, _fds: list[int]) -> Answer:
+        """Pass duplicates of what others put below a prefix to this connection, now and later."""
+        prefix = text(message, "prefix")
+        peer.follows = (*peer.follows, prefix)
+        for key, entry in self.entries.items():
+            if key.startswith(prefix):
+                peer.push({"event": "held", "key": key, "meta": entry.meta}, entry.fds)
+        return {}, []
+
+    def _tell_followers(self, source: Peer, message: Message, fds: list[int]) -> None:
+        for peer in list(self.loop.peers.values()):
+            if peer is not source and message["key"].startswith(peer.follows or ("\0",)):
+                peer.push(message, fds)
+
+    def watch(self, peer: Peer, _message: Message, _fds: list[int]) -> Answer:
         """Tell this connection of every exit from now on; `exits` has those before."""
-        channel.close_all(fds)
         peer.watching = True
         return {"pid": os.getpid()}, []
 
-    def list_exits(self, _peer: Peer, message: Message, fds: list[int]) -> Answer:
+    def list_exits(self, _peer: Peer, message: Message, _fds: list[int]) -> Answer:
         """Return exits that are not forgotten, after an id, as many as fit."""
-        channel.close_all(fds)
-        after = str(message.get("after", ""))
-        names = sorted(name for name in os.listdir(self.exits) if name > after)
-        records = {name: self._read_exit(name) for name in names[:200]}
-        return {"exits": records, "more": len(names) > 200}, []
+        names, more = page(sorted(self.exits), message, 200)
+        return {"exits": {name: self.exits[name] for name in names}, "more": more}, []
 
-    def forget(self, _peer: Peer, message: Message, fds: list[int]) -> Answer:
-        """Drop a process with its exit status."""
-        channel.close_all(fds)
+    def forget(self, peer: Peer, message: Message, _fds: list[int]) -> Answer:
+        """Drop a process with its exit status; after the answer nothing is told of it any more."""
         process_id = identifier(message, "process")
         self._release(_PROCESS + process_id)
-        try:
-            os.unlink(os.path.join(self.exits, process_id))
-        except FileNotFoundError:
-            return {}, []
+        self.exits.pop(process_id, None)
+        self.ledger.forget(process_id)
+        self._tell_followers(peer, {"event": "dropped", "key": _PROCESS + process_id}, [])
         return {}, []
 
-    def handed_over(self, _peer: Peer, message: Message, fds: list[int]) -> Answer:
-        """An adopted supervisor or logger has given us everything: start ours."""
-        channel.close_all(fds)
-        role = text(message, "role")
-        if role in self.awaited:
-            self.awaited.discard(role)
-            self._start(role)
-        return {}, []
-
-    def pids(self, _peer: Peer, _message: Message, fds: list[int]) -> Answer:
+    def pids(self, _peer: Peer, _message: Message, _fds: list[int]) -> Answer:
         """Return who is who."""
-        channel.close_all(fds)
-        roles: Message = {role: pid for pid, role in self.children.items()}
-        return {"keeper": os.getpid(), **roles}, []
+        return {"keeper": os.getpid(), **self.roles.pids()}, []
 
-    def shutdown(self, _peer: Peer, _message: Message, fds: list[int]) -> Answer:
-        """End supervisor and logger, remove the sockets, leave."""
-        channel.close_all(fds)
+    def shutdown(self, _peer: Peer, _message: Message, _fds: list[int]) -> Answer:
+        """End supervisor, logger and the inits of pods, remove the sockets, leave.
+
+        What was launched is left alone: whoever wants it gone ends it before.
+        """
         self.loop.leaving = True
-        for pid in self.children:
-            os.kill(pid, signal.SIGTERM)
-        for pid in self.children:
-            os.waitpid(pid, 0)
-        for name in ("keeper", *_ROLES):
+        self.roles.end()
+        for key, entry in self.entries.items():
+            if key.startswith("sandbox/") and entry.meta.get("init_pid") and entry.fds:
+                with contextlib.suppress(OSError):
+                    process.pidfd_send_signal(entry.fds[-1], signal.SIGKILL)
+        for name in ("keeper", "supervisor", "logger"):
             try:
                 os.unlink(os.path.join(self.state, f"{name}.sock"))
             except FileNotFoundError:
@@ -265,84 +283,45 @@ class Keeper:
         entry = self.entries.pop(key, None)
         if entry is None:
             return
+        for fd in entry.fds:
+            self.loop.drop(fd)
         channel.close_all(entry.fds)
         if key.startswith(_PROCESS):
-            self.ids_by_pid.pop(int(entry.meta.get("pid") or 0), None)
-
-    def _read_exit(self, name: str) -> object:
-        try:
-            with open(os.path.join(self.exits, name)) as file:
-                return json.loads(file.read())
-        except (OSError, ValueError):
-            # Half a record cannot be trusted: the code is unknown then, not zero.
-            return {"code": None, "signal": 0, "at": 0}
+            self.ids_by_pid.pop(int(entry.meta["pid"]), None)
 
 
 _OPERATIONS = {
     "put": Keeper.put,
     "drop": Keeper.drop,
     "get": Keeper.get,
+    "follow": Keeper.follow,
     "watch": Keeper.watch,
     "exits": Keeper.list_exits,
     "forget": Keeper.forget,
-    "handed_over": Keeper.handed_over,
     "pids": Keeper.pids,
     "shutdown": Keeper.shutdown,
 }
 
 
-def main(state: str, *, adopting: bool) -> None:
-    """Become the keeper: nobody's child, in a session of its own."""
+def _check_process(key: str, meta: Message, fds: list[int]) -> None:
+    for name in ("pid", "start_time"):
+        if type(meta.get(name)) is not int:
+            raise Refusal("InvalidArgument", f"put {key}: {name} must be an integer")
+    if not fds and "exit" not in meta:
+        raise Refusal("InvalidArgument", f"put {key}: a pidfd must come with it")
+
+
+def main(state: str) -> None:
+    """Become the keeper: nobody's child, in a session of its own; leave at once if there is one."""
     if os.fork():
         os._exit(0)
     os.setsid()
     process.set_name("polypod-keeper")
-    Keeper(state, adopting=adopting).run()
-
-
-class Store:
-    """The keeper's descriptor store as supervisor and logger use it: puts are not waited for."""
-
-    def __init__(self, state: str) -> None:
-        self.sock: socket.socket = channel.connect(os.path.join(state, "keeper.sock"))
-        self._number = 0
-
-    def put(self, key: str, meta: Message, fds: list[int]) -> None:
-        """Hand descriptors over; they are safe once this returns: the queue outlives us."""
-        channel.send(self.sock, {"op": "put", "key": key, "meta": meta}, fds)
-
-    def drop(self, key: str) -> None:
-        """Give up a key."""
-        channel.send(self.sock, {"op": "drop", "key": key})
-
-    def tell(self, message: Message) -> None:
-        """Send a request whose answer does not matter."""
-        channel.send(self.sock, message)
-
-    def fetch(self, prefix: str) -> list[tuple[str, Message, list[int]]]:
-        """Return everything held below a prefix; waits."""
-        found: list[tuple[str, Message, list[int]]] = []
-        after, more = "", True
-        while more:
-            self._number += 1
-            request = {"id": self._number, "op": "get", "prefix": prefix, "after": after}
-            channel.send(self.sock, request)
-            answer, fds = self._wait()
-            more = bool(answer["more"])
-            for row in answer["entries"]:
-                count = row["fds"]
-                found.append((row["key"], row["meta"], fds[:count]))
-                fds = fds[count:]
-                after = row["key"]
-        return found
-
-    def _wait(self) -> tuple[Message, list[int]]:
-        select.select([self.sock], [], [])
-        received = channel.receive(self.sock)
-        if received is None:
-            raise channel.ChannelError("the keeper left")
-        message, fds = received
-        ok = message.get("ok")
-        if not isinstance(ok, dict):
-            raise channel.ChannelError(f"the keeper refused: {message.get('error')}")
-        return ok, fds
+    directory = os.open(state, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    journal.use("keeper", directory)
+    presence = Presence.open(state)
+    if not presence.take("keeper", wait=False):
+        return
+    note("begins")
+    Keeper(state, presence).run()
+    note("leaves")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 from functools import partial
@@ -15,6 +16,7 @@ from polypod.supervisor.steps.process import Program
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from typing import Any, NoReturn
 
     from polypod.supervisor.server import Peer
@@ -23,9 +25,9 @@ if TYPE_CHECKING:
 
 
 class Process:
-    """A process that was launched and is not forgotten."""
+    """A process that was launched and is not forgotten; ``pidfd`` is -1 for one that is gone."""
 
-    __slots__ = ("exit", "gate", "labels", "pid", "pidfd", "process_id", "start_time")
+    __slots__ = ("exit", "labels", "pid", "pidfd", "process_id", "start_time")
 
     def __init__(
         self, process_id: str, pid: int, pidfd: int, start_time: int, labels: Message
@@ -35,28 +37,66 @@ class Process:
         self.pidfd = pidfd
         self.start_time = start_time
         self.labels = labels
-        self.gate = -1
-        self.exit: object = None
+        self.exit: Message | None = None
 
     def meta(self) -> Message:
         """Return the note that the keeper holds."""
-        return {"pid": self.pid, "start_time": self.start_time, "labels": self.labels}
+        found: Message = {
+            "pid": self.pid,
+            "start_time": self.start_time,
+            "labels": self.labels,
+        }
+        if self.exit is not None:
+            found["exit"] = self.exit
+        return found
+
+    @classmethod
+    def restore(cls, process_id: str, meta: Message, fds: list[int]) -> Process:
+        """Build from what the keeper held."""
+        pidfd = fds[0] if fds else -1
+        found = cls(process_id, meta["pid"], pidfd, meta["start_time"], meta["labels"])
+        found.exit = meta.get("exit")
+        return found
 
 
 class Launch:
-    """One clone that has not executed yet."""
+    """A clone that has not executed yet. ``peer`` waits for an answer, or nobody does."""
 
-    __slots__ = ("hold", "number", "peer", "plan", "process", "report", "status", "watched")
+    __slots__ = ("gate", "hold", "number", "peer", "plan", "process", "report", "status")
 
-    def __init__(self, plan: Plan, peer: Peer | None, number: object, hold: bool) -> None:
-        self.plan = plan
-        self.peer = peer
-        self.number = number
+    def __init__(
+        self, process: Process, report: child.Report, *, status: int, gate: int, hold: bool
+    ) -> None:
+        self.process = process
+        self.report = report
+        self.status = status
+        self.gate = gate
         self.hold = hold
-        self.report = child.Report()
-        self.status = -1
-        self.watched = False
-        self.process: Process | None = None
+        self.plan: Plan | None = None
+        self.peer: Peer | None = None
+        self.number: object = None
+
+    def held(self) -> list[int]:
+        """Return what another supervisor needs to release it."""
+        return [self.process.pidfd, self.gate, self.status, self.report.fd]
+
+    def open_gate(self) -> None:
+        """Let it go on; one that failed before the gate is told of by its status pipe."""
+        with contextlib.suppress(BrokenPipeError):
+            os.write(self.gate, b"g")
+        self.close_gate()
+
+    def close_gate(self) -> None:
+        """It will not execute if it has not passed."""
+        if self.gate >= 0:
+            os.close(self.gate)
+            self.gate = -1
+
+    def close(self) -> None:
+        """Give everything back but the process."""
+        self.close_gate()
+        os.close(self.status)
+        self.report.close()
 
 
 class Launcher:
@@ -69,43 +109,43 @@ class Launcher:
 
     def clone(
         self,
-        launch: Launch,
+        plan: Plan,
         process_id: str,
         fds: list[int],
         labels: Message,
         *,
+        hold: bool,
         on_host: bool,
-    ) -> Process:
+    ) -> Launch:
         """Clone the child of a launch; it runs its plan while we go on.
 
         Raises:
             OSError: clone3 failed, or the plan names what is not there; nothing is left.
         """
+        made: list[int] = []
+        report = child.Report(keepable=hold)
         try:
-            program = Program(launch.plan.execute)
-            context = Context(fds, program, proc=self.proc, null=-1)
-            status_read, status_write = os.pipe2(os.O_CLOEXEC)
+            context = Context(fds, Program(plan.execute), proc=self.proc, null=-1)
+            made += os.pipe2(os.O_CLOEXEC)
+            made += os.pipe2(os.O_CLOEXEC)
+            status_read, status_write, gate_read, gate_write = made
+            context.keep = (status_write, gate_read)
+            pid, pidfd = self._clone_into(plan, context)
         except BaseException:
-            launch.report.close()
-            raise
-        gate_read, gate_write = os.pipe2(os.O_CLOEXEC)
-        context.keep = (status_write, gate_read)
-        try:
-            pid, pidfd = self._clone_into(launch.plan, context)
-        except OSError:
-            channel.close_all([status_read, status_write, gate_read, gate_write])
-            launch.report.close()
+            channel.close_all(made)
+            report.close()
             raise
         if pid == 0:
             # The write end must go, or the gate would never see the supervisor die.
-            self._in_child(launch, context, gate_read, gate_write, on_host)
+            os.close(gate_write)
+            gate = partial(_pass_gate, gate_read, status_write if hold else -1)
+            self._in_child(plan, context, report, gate, on_host=on_host)
         os.close(status_write)
         os.close(gate_read)
-        launch.status = status_read
         launched = Process(process_id, pid, pidfd, self._start_time(pid), labels)
-        launched.gate = gate_write
-        launch.process = launched
-        return launched
+        launch = Launch(launched, report, status=status_read, gate=gate_write, hold=hold)
+        launch.plan = plan
+        return launch
 
     def _clone_into(self, plan: Plan, context: Context) -> tuple[int, int]:
         """Clone, into the pid namespace that the plan names: no process can move to another one."""
@@ -122,21 +162,25 @@ class Launcher:
         return pid, pidfd
 
     def _in_child(
-        self, launch: Launch, context: Context, gate_read: int, gate_write: int, on_host: bool
+        self,
+        plan: Plan,
+        context: Context,
+        report: child.Report,
+        gate: Callable[[], None],
+        *,
+        on_host: bool,
     ) -> NoReturn:
         """Everything here runs in the child and never returns."""
         try:
-            os.close(gate_write)
             os.umask(0)
             _default_signals()
             context.null = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
-            if on_host:
+            if on_host and self.host_mounts >= 0:
                 namespace.setns(self.host_mounts, process.CLONE_NEWNS)
                 context.root = os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-            gate = partial(_pass_gate, gate_read, context.keep[0] if launch.hold else -1)
-            child.run(launch.plan, context, launch.report, gate)
+            child.run(plan, context, report, gate)
         except OSError as error:
-            launch.report.fail(-1, error.errno or 0, error.strerror or str(error))
+            report.fail_early(error.errno or 0, error.strerror or str(error))
         finally:
             os._exit(127)
 

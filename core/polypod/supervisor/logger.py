@@ -15,12 +15,14 @@ from collections.abc import Callable
 from functools import partial
 
 from polypod.plan import channel
-from polypod.supervisor.keeper import Store
+from polypod.supervisor import journal, start
 from polypod.supervisor.kernel import process
 from polypod.supervisor.logger_container import Container
 from polypod.supervisor.logger_file import LogFile
 from polypod.supervisor.logger_sources import Scratch
-from polypod.supervisor.server import Loop, Peer, Refusal, identifier
+from polypod.supervisor.presence import Presence
+from polypod.supervisor.server import Loop, Peer, Refusal, identifier, note
+from polypod.supervisor.store import Store
 
 _PREFIX = "log/"
 _PTY = "/pty"
@@ -28,7 +30,9 @@ _SWITCH_S = 1.0
 """How long a reopen waits for the end of a line that has begun."""
 _PTY_SETTLES_S = 0.02
 _FIND_KEEPER_S = 0.1
-_ALONE_S = 30.0
+_ALONE_S = 1.0
+_GUARDED = "sandbox/"
+"""What the supervisor put there, guarded here, too."""
 
 Answer = tuple[dict[str, object], list[int]]
 
@@ -62,14 +66,19 @@ class Logger:
         self.scratch = Scratch()
         self.containers: dict[str, Container] = {}
         self.store: Store | None = None
+        self.last_store: Store | None = None
         self.alone_since = 0.0
 
     def run(self) -> None:
         """Serve until the keeper ends us or another logger has taken over."""
         # Listen before fetching: a `sync` that comes between finds us, and is never lost.
         self.loop.listen(os.path.join(self.state, "logger.sock"))
-        self._use_keeper(Store(self.state))
-        self._adopt("", restarted=True)
+        try:
+            self._use_keeper(Store(self.state, follow=_GUARDED))
+            self._adopt("", restarted=True)
+        except (OSError, channel.ChannelError, Refusal) as error:
+            note(f"the keeper is gone already: {error}")
+            self._keeper_left()
         while not self.loop.leaving:
             self.loop.timeout = self.timers.run()
             # After a hand-over not one more read: two loggers on one pipe would both log it.
@@ -83,35 +92,35 @@ class Logger:
         self.loop.add(store.sock.fileno(), lambda _events: self._keeper_spoke())
 
     def _keeper_spoke(self) -> None:
-        assert self.store is not None
-        try:
-            gone = channel.receive(self.store.sock) is None
-        except (OSError, channel.ChannelError):
-            gone = True
-        if gone:
+        """Duplicates of the supervisor's descriptors come here; the end matters most."""
+        if self.store is not None and not self.store.listen():
             self._keeper_left()
 
     def _keeper_left(self) -> None:
-        if self.store is None:
-            return
-        self.loop.drop(self.store.sock.fileno())
-        self.store.sock.close()
-        self.store = None
+        if self.store is not None:
+            self.loop.drop(self.store.sock.fileno())
+            self.store.sock.close()
+            self.last_store, self.store = self.store, None
         self.alone_since = time.monotonic()
         self.timers.after(_FIND_KEEPER_S, self._find_keeper)
 
     def _find_keeper(self) -> None:
+        if self.store is not None or self.loop.leaving:
+            return
         try:
             store = Store(self.state)
         except (OSError, channel.ChannelError):
-            if not self.containers and time.monotonic() - self.alone_since > _ALONE_S:
-                self.loop.leaving = True
+            # The supervisor starts one; unless it has died, too.
+            if time.monotonic() - self.alone_since > _ALONE_S:
+                self.alone_since = time.monotonic()
+                _start_keeper(self.state)
             self.timers.after(_FIND_KEEPER_S, self._find_keeper)
             return
         self._hand_over(store)
 
     def _hand_over(self, store: Store) -> None:
         """Give everything to a new keeper, whose own logger goes on; we must not pump any more."""
+        note("the keeper was replaced: hands over, leaves")
         for container_id, container in self.containers.items():
             for stream in container.streams.values():
                 stream.pump(flush=True)
@@ -120,13 +129,9 @@ class Logger:
             if meta.get("tty") and "stdout" in container.streams:
                 pty = container.streams["stdout"].source.fd
                 store.put(_PREFIX + container_id + _PTY, {"whole": True}, [pty])
-        store.tell({"op": "handed_over", "role": "logger"})
+        if self.last_store is not None:
+            self.last_store.hand_over_spares(store)
         self.loop.leaving = True
-        try:
-            successor = channel.connect(os.path.join(self.state, "logger.sock"))
-            channel.send(successor, {"op": "sync"})
-        except (OSError, channel.ChannelError):
-            return
 
     def _hold(self, key: str, meta: dict[str, object], fds: list[int]) -> None:
         if self.store is None:
@@ -328,8 +333,16 @@ _OPERATIONS = {
 }
 
 
+def _start_keeper(state: str) -> None:
+    note("no keeper and nobody who starts one: starts one")
+    os.waitpid(start.child("keeper", state), 0)
+
+
 def main(state: str) -> None:
-    """Become the logger."""
+    """Become the logger; one that hands over is just leaving."""
     process.set_name("polypod-logger")
+    journal.use("logger", os.open(state, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
     process.set_not_dumpable()
+    presence = Presence.open(state)
+    presence.take("logger", wait=True)
     Logger(state).run()

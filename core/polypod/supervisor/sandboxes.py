@@ -11,7 +11,8 @@ import signal
 import socket
 
 from polypod.supervisor.kernel import namespace, process
-from polypod.supervisor.steps.namespaces import write_beneath
+from polypod.supervisor.server import note
+from polypod.supervisor.steps.namespaces import sysctl_path, write_beneath
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     Message = dict[str, Any]
 
 
+KINDS = frozenset({"network", "ipc", "uts", "pid"})
 _UNSHARED = ("network", "ipc", "uts")
 _NETLINK_ROUTE = 0
 
@@ -103,13 +105,18 @@ class Home:
             namespace.sethostname(hostname)
         for name, value in sysctls.items():
             try:
-                write_beneath(self._proc, f"sys/{name.replace('.', '/')}", value)
+                write_beneath(self._proc, f"sys/{sysctl_path(name)}", value)
             except OSError as error:
                 raise OSError(error.errno, f"sysctl {name}={value}: {error.strerror}") from error
 
     def _come_back(self, kinds: list[str]) -> None:
-        for kind in kinds:
-            namespace.setns(self._own[kind], namespace.FLAGS[kind])
+        try:
+            for kind in kinds:
+                namespace.setns(self._own[kind], namespace.FLAGS[kind])
+        except OSError as error:
+            # Whatever we did next would be done in a sandbox: better to be started again.
+            note(f"cannot come back from a sandbox: {error}")
+            os._exit(1)
 
     def _open(self, kind: str) -> int:
         name = f"self/ns/{namespace.FILES[kind]}"

@@ -5,14 +5,20 @@ from __future__ import annotations
 import os
 import select
 import socket
+import sys
 
 from polypod.plan import channel
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from typing import Any
 
     Message = dict[str, Any]
+    Answer = tuple[Message, list[int]]
+
+_QUEUE_MAX = 1000
+"""Messages that wait for a peer which does not read; one more and the connection is given up."""
 
 
 class Refusal(Exception):
@@ -25,39 +31,83 @@ class Refusal(Exception):
 
 
 class Peer:
-    """One connection."""
+    """One connection. ``watching`` and ``follows`` are the keeper's notes on it."""
 
-    __slots__ = ("sock", "watching")
+    __slots__ = ("_loop", "_queue", "follows", "sock", "watching")
 
-    def __init__(self, sock: socket.socket) -> None:
+    def __init__(self, sock: socket.socket, loop: Loop) -> None:
         self.sock = sock
         self.watching = False
+        self.follows: tuple[str, ...] = ()
+        self._loop = loop
+        self._queue: list[tuple[Message, list[int]]] = []
 
-    def push(self, message: Message, fds: list[int] | tuple[int, ...] = ()) -> bool:
-        """Send without ever waiting; False if the peer is gone or does not read."""
+    def push(self, message: Message, fds: list[int] | tuple[int, ...] = ()) -> None:
+        """Send without ever waiting; what does not fit now goes when there is room.
+
+        A peer that is gone gets nothing; one that does not read for long is given up, so that it
+        connects again and asks for what it missed.
+        """
+        if self.sock.fileno() < 0:
+            return
+        if self._queue:
+            self._wait_in_line(message, fds)
+            return
         try:
             channel.send(self.sock, message, fds)
+        except BlockingIOError:
+            self._wait_in_line(message, fds)
         except OSError:
-            return False
-        return True
+            # Its reading side tells the loop that it left.
+            return
+
+    def _wait_in_line(self, message: Message, fds: list[int] | tuple[int, ...]) -> None:
+        if len(self._queue) >= _QUEUE_MAX:
+            note(f"a peer has not read {_QUEUE_MAX} messages: connection given up")
+            self.drop_queue()
+            self._loop.shut(self)
+            return
+        self._queue.append((message, [os.dup(fd) for fd in fds]))
+        self._loop.epoll.modify(self.sock.fileno(), select.EPOLLIN | select.EPOLLOUT)
+
+    def flush(self) -> None:
+        """Send what waits, as far as there is room."""
+        while self._queue:
+            message, fds = self._queue[0]
+            try:
+                channel.send(self.sock, message, fds)
+            except BlockingIOError:
+                return
+            except OSError:
+                self.drop_queue()
+                return
+            channel.close_all(fds)
+            del self._queue[0]
+        self._loop.epoll.modify(self.sock.fileno(), select.EPOLLIN)
+
+    def drop_queue(self) -> None:
+        """Forget what waits."""
+        for _message, fds in self._queue:
+            channel.close_all(fds)
+        self._queue.clear()
 
 
 class Loop:
     """Callbacks by descriptor, and requests from connected peers.
 
-    A subclass or owner sets ``handler(peer, message, fds)``, which returns the answer's dict (and
-    descriptors to send), or None to answer later by `answer`.
+    ``handler(peer, message, fds)`` returns the answer's dict and descriptors to send, or None to
+    answer later by `answer`. Descriptors that it keeps it takes out of ``fds``, or clears the list.
     """
 
-    def __init__(self, handler) -> None:  # type: ignore[no-untyped-def]  # noqa: ANN001
+    def __init__(self, handler: Callable[[Peer, Message, list[int]], Answer | None]) -> None:
         self.epoll = select.epoll()
-        self.callbacks: dict[int, object] = {}
+        self.callbacks: dict[int, Callable[[int], None]] = {}
         self.peers: dict[int, Peer] = {}
         self.handler = handler
         self.leaving = False
         self.timeout: float = -1
 
-    def add(self, fd: int, callback, events: int = select.EPOLLIN) -> None:  # type: ignore[no-untyped-def]  # noqa: ANN001
+    def add(self, fd: int, callback: Callable[[int], None], events: int = select.EPOLLIN) -> None:
         """Call ``callback(events)`` when the descriptor is ready."""
         self.callbacks[fd] = callback
         self.epoll.register(fd, events)
@@ -70,37 +120,40 @@ class Loop:
     def listen(self, path: str) -> socket.socket:
         """Accept peers on a path."""
         sock = channel.listen(path)
-        self.add(sock.fileno(), lambda _events: self._accept(sock))
+        self.accept_from(sock)
         return sock
+
+    def accept_from(self, sock: socket.socket) -> None:
+        """Accept peers on a listening socket."""
+        sock.setblocking(False)
+        self.add(sock.fileno(), lambda _events: self._accept(sock))
 
     def add_peer(self, sock: socket.socket) -> Peer:
         """Serve requests that come over a connected socket."""
-        peer = Peer(sock)
+        peer = Peer(sock, self)
         sock.setblocking(False)
         self.peers[sock.fileno()] = peer
-        self.add(sock.fileno(), lambda _events: self.read_peer(peer))
+        self.add(sock.fileno(), lambda events: self._ready(peer, events))
         return peer
-
-    def run(self) -> None:
-        """Serve until ``leaving``."""
-        while not self.leaving:
-            self.step()
 
     def step(self) -> None:
         """Wait once and call what is ready."""
         for fd, events in self.epoll.poll(self.timeout):
             callback = self.callbacks.get(fd)
             if callback is not None:
-                callback(events)  # type: ignore[operator]
+                callback(events)
 
     def read_peer(self, peer: Peer) -> None:
         """Handle every message that waits on a connection."""
-        while True:
+        while peer.sock.fileno() >= 0:
             try:
                 received = channel.receive(peer.sock)
             except BlockingIOError:
                 return
-            except (OSError, channel.ChannelError):
+            except channel.ChannelError as error:
+                note(f"a peer sent what is not a message: {error}")
+                received = None
+            except OSError:
                 received = None
             if received is None:
                 self._lose(peer)
@@ -121,8 +174,24 @@ class Loop:
         """Send an error."""
         kind = getattr(error, "kind", "BackendError")
         errno = getattr(error, "number", 0) or getattr(error, "errno", 0) or 0
-        text = str(error) if not isinstance(error, OSError) else (error.strerror or str(error))
-        peer.push({"id": number, "error": {"kind": kind, "message": text[:4000], "errno": errno}})
+        if not isinstance(error, OSError):
+            said = str(error)
+        else:
+            said = error.strerror or str(error)
+        peer.push({"id": number, "error": {"kind": kind, "message": said[:4000], "errno": errno}})
+
+    def shut(self, peer: Peer) -> None:
+        """Give a connection up; its end is seen by the next step."""
+        try:
+            peer.sock.shutdown(socket.SHUT_RDWR)
+        except OSError:
+            return
+
+    def _ready(self, peer: Peer, events: int) -> None:
+        if events & select.EPOLLOUT:
+            peer.flush()
+        if events & ~select.EPOLLOUT:
+            self.read_peer(peer)
 
     def _serve(self, peer: Peer, message: Message, fds: list[int]) -> None:
         number = message.get("id")
@@ -130,7 +199,10 @@ class Loop:
             result = self.handler(peer, message, fds)
         except Exception as error:
             channel.close_all(fds)
-            self.refuse(peer, number, error)
+            if number is not None:
+                self.refuse(peer, number, error)
+            else:
+                note(f"{message.get('op')}: {error}")
             return
         if result is not None and number is not None:
             ok, answer_fds = result
@@ -143,7 +215,8 @@ class Loop:
             return
         try:
             channel.check_peer(connection)
-        except channel.ChannelError:
+        except channel.ChannelError as error:
+            note(str(error))
             connection.close()
             return
         self.add_peer(connection)
@@ -152,11 +225,13 @@ class Loop:
         fd = peer.sock.fileno()
         self.drop(fd)
         self.peers.pop(fd, None)
+        peer.drop_queue()
         peer.sock.close()
-        self.lost(peer)
 
-    def lost(self, peer: Peer) -> None:
-        """Called when a peer has left; for owners to replace."""
+
+def note(line: str) -> None:
+    """Write a line to our log."""
+    sys.stderr.write(f"{line}\n")
 
 
 def text(message: Message, key: str) -> str:
@@ -170,15 +245,36 @@ def text(message: Message, key: str) -> str:
 def identifier(message: Message, key: str) -> str:
     """Return an id that is safe as a file name, or refuse."""
     value = text(message, key)
-    if (
-        len(value) > 128
-        or value in (".", "..")
-        or not all(c.isalnum() or c in "_.-" for c in value)
-    ):
+    if len(value) > 128 or not is_identifier(value):
         raise Refusal("InvalidArgument", f"{message.get('op')}: {key} {value!r} is not an id")
     return value
 
 
-def close_on_exec_pipe() -> tuple[int, int]:
-    """Return a pipe's (read end, write end)."""
-    return os.pipe2(os.O_CLOEXEC)
+def is_identifier(value: str) -> bool:
+    """Tell whether a text is safe as a file name."""
+    if value.startswith("."):
+        return False
+    return value.isascii() and all(char.isalnum() or char in "_.-" for char in value)
+
+
+def strings(message: Message, key: str) -> list[str]:
+    """Return a list of strings of a request, or refuse."""
+    value = message.get(key)
+    if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
+        raise Refusal("InvalidArgument", f"{message.get('op')}: {key} must be a list of strings")
+    return value
+
+
+def mapping(message: Message, key: str) -> dict[str, str]:
+    """Return an object of strings of a request, or refuse."""
+    value = message.get(key) or {}
+    if not isinstance(value, dict) or not all(isinstance(item, str) for item in value.values()):
+        raise Refusal("InvalidArgument", f"{message.get('op')}: {key} must map strings to strings")
+    return value
+
+
+def page(items: list[str], message: Message, size: int) -> tuple[list[str], bool]:
+    """Return the items after the one that the request names, at most so many; and whether more follow."""
+    after = str(message.get("after") or "")
+    rest = [item for item in items if item > after]
+    return rest[:size], len(rest) > size

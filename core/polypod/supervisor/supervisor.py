@@ -8,109 +8,75 @@ keeper starts a supervisor that is its own child.
 
 from __future__ import annotations
 
-import json
 import os
 import select
 import signal
 import socket
+import time
 
 from polypod.plan import channel
-from polypod.plan.operations import Plan
-from polypod.supervisor import start, trim
-from polypod.supervisor.keeper import Store
+from polypod.supervisor import child, start
 from polypod.supervisor.kernel import namespace, process
 from polypod.supervisor.launch import Launch, Launcher, Process
-from polypod.supervisor.sandboxes import Home, Sandbox
-from polypod.supervisor.server import Loop, Peer, Refusal, identifier, text
+from polypod.supervisor.plans import read_plan
+from polypod.supervisor.presence import Presence
+from polypod.supervisor.sandboxes import KINDS, Home, Sandbox
+from polypod.supervisor.server import (
+    Loop,
+    Peer,
+    Refusal,
+    identifier,
+    mapping,
+    note,
+    page,
+    strings,
+    text,
+)
+from polypod.supervisor.store import Store
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any
+    from polypod.supervisor.server import Answer, Message
 
-    Message = dict[str, Any]
-
-
-_KINDS = frozenset({"network", "ipc", "uts", "pid"})
-_PLAN_LIMIT = 8 * 1024 * 1024
-_CONNECT_TIMEOUT_MS = 10_000
-
-if TYPE_CHECKING:
-    Answer = tuple[Message, list[int]]
+_LABELS_MAX = 16 * 1024
+_PAGE_BYTES = 32 * 1024
+_KEEPER_TRIES = 3
+_KEEPER_STARTS_S = 5.0
 
 
 class Supervisor:
     """See the module's description."""
 
-    def __init__(
-        self, state: str, listener: socket.socket, host_mounts: int, state_fd: int
-    ) -> None:
+    def __init__(self, state: str, state_fd: int, host_mounts: int, presence: Presence) -> None:
         self.state = state
-        self.state_fd = state_fd
+        self.presence = presence
+        # No path of the host exists in here: the state directory is reached by its descriptor.
+        self.state_path = f"/proc/self/fd/{state_fd}"
         self.loop = Loop(self.handle)
         self.launcher = Launcher(host_mounts)
         self.home = Home(self.launcher.proc)
-        self.store = Store(self._state_path())
         self.processes: dict[str, Process] = {}
         self.sandboxes: dict[str, Sandbox] = {}
-        self.launches: set[Launch] = set()
+        self.launches: dict[str, Launch] = {}
+        self.handing_over = False
+        self.store = self._find_keeper()
         self._restore()
-        self.loop.add(listener.fileno(), lambda _events: self._accept(listener))
         self._watch_keeper()
-
-    def _state_path(self) -> str:
-        """The state directory through its descriptor: no path of the host exists in here."""
-        return f"/proc/self/fd/{self.state_fd}"
-
-    def _accept(self, listener: socket.socket) -> None:
-        connection, _address = listener.accept()
-        try:
-            channel.check_peer(connection)
-        except channel.ChannelError:
-            connection.close()
-            return
-        self.loop.add_peer(connection)
 
     # The keeper.
 
-    def _restore(self) -> None:
-        for key, meta, fds in self.store.fetch("process/"):
-            found = Process(
-                key[8:], int(meta["pid"]), fds[0], int(meta["start_time"]), dict(meta["labels"])
-            )
-            found.exit = meta.get("exit")
-            self.processes[found.process_id] = found
-        for key, meta, fds in self.store.fetch("sandbox/"):
-            self.sandboxes[key[8:]] = Sandbox.restore(meta, fds)
-
-    def _watch_keeper(self) -> None:
-        self.loop.add(self.store.sock.fileno(), lambda _events: self._read_keeper())
-
-    def _read_keeper(self) -> None:
-        """Answers to puts do not matter; the end of the connection does."""
-        try:
-            received = channel.receive(self.store.sock)
-        except (OSError, channel.ChannelError):
-            received = None
-        if received is None:
-            self._replace_keeper()
-
-    def _replace_keeper(self) -> None:
-        self.loop.drop(self.store.sock.fileno())
-        self.store.sock.close()
-        self._start_keeper()
-        self.store = Store(self._state_path())
-        for found in self.processes.values():
-            ended = process.exit_status(found.pidfd)
-            if ended is not None and found.exit is None:
-                found.exit = _exit_record(ended)
-            meta = found.meta()
-            if found.exit is not None:
-                meta["exit"] = found.exit
-            self.store.put(f"process/{found.process_id}", meta, [found.pidfd])
-        for name, sandbox in self.sandboxes.items():
-            self.store.put(f"sandbox/{name}", sandbox.meta(), sandbox.held())
-        self.store.tell({"op": "handed_over", "role": "supervisor"})
-        self.loop.leaving = True
+    def _find_keeper(self) -> Store:
+        """Connect to the keeper; start one if ours died before we knew it."""
+        for _ in range(_KEEPER_TRIES):
+            deadline = time.monotonic() + _KEEPER_STARTS_S
+            while time.monotonic() < deadline:
+                try:
+                    return Store(self.state_path, follow="log/")
+                except (OSError, channel.ChannelError):
+                    if not self.presence.holder("keeper"):
+                        self._start_keeper()
+                    select.select([], [], [], 0.005)
+        raise SystemExit("no keeper can be reached or started")
 
     def _start_keeper(self) -> None:
         pid = os.fork()
@@ -118,18 +84,59 @@ class Supervisor:
             try:
                 if self.launcher.host_mounts >= 0:
                     namespace.setns(self.launcher.host_mounts, process.CLONE_NEWNS)
-                arguments = start.command("keeper", self.state, "--adopting")
+                arguments = start.command("keeper", self.state)
                 os.execv(arguments[0], arguments)
             finally:
                 os._exit(127)
         os.waitpid(pid, 0)
-        path = f"{self._state_path()}/keeper.sock"
-        for _ in range(500):
-            try:
-                channel.connect(path).close()
-                return
-            except (OSError, channel.ChannelError):
-                select.select([], [], [], 0.01)
+
+    def _restore(self) -> None:
+        for key, meta, fds in self.store.fetch("process/"):
+            found = Process.restore(key[8:], meta, fds)
+            self.processes[found.process_id] = found
+            if len(fds) == _HELD_FDS:
+                report = child.Report(fd=fds[3])
+                launch = Launch(found, report, status=fds[2], gate=fds[1], hold=True)
+                self._await(launch)
+        for key, meta, fds in self.store.fetch("sandbox/"):
+            self.sandboxes[key[8:]] = Sandbox.restore(meta, fds)
+
+    def _watch_keeper(self) -> None:
+        self.loop.add(self.store.sock.fileno(), lambda _events: self._read_keeper())
+
+    def _read_keeper(self) -> None:
+        """Duplicates of the logger's descriptors come here; the end of the connection matters most."""
+        if not self.store.listen():
+            self._replace_keeper()
+
+    def _replace_keeper(self) -> None:
+        note("the keeper is gone: starting another one, handing over")
+        self.handing_over = True
+        old = self.store
+        self.loop.drop(old.sock.fileno())
+        old.sock.close()
+        self.store = self._find_keeper()
+        old.hand_over_spares(self.store)
+        for name, found in self.processes.items():
+            held = self.launches.get(name)
+            fds = held.held() if held is not None and held.hold else _pidfds(found)
+            self.store.put(f"process/{name}", found.meta(), fds)
+        for name, sandbox in self.sandboxes.items():
+            self.store.put(f"sandbox/{name}", sandbox.meta(), sandbox.held())
+        self._watch_keeper()
+
+    def _hold(self, key: str, meta: Message, fds: list[int]) -> None:
+        """Let the keeper hold what we have; one that is gone gets it when it has been replaced."""
+        try:
+            self.store.put(key, meta, fds)
+        except OSError as error:
+            note(f"keeper: put {key}: {error}")
+
+    def _tell(self, message: Message) -> None:
+        try:
+            self.store.tell(message)
+        except OSError as error:
+            note(f"keeper: {message['op']}: {error}")
 
     # Requests.
 
@@ -138,48 +145,48 @@ class Supervisor:
         operation = _OPERATIONS.get(str(message.get("op")))
         if operation is None:
             raise Refusal("Unimplemented", f"supervisor: no operation {message.get('op')!r}")
-        return operation(self, peer, message, fds)
-
-    def make_namespaces(self, _peer: Peer, message: Message, fds: list[int]) -> Answer:
-        """Make and pin; a known sandbox gets what it has."""
+        if self.handing_over:
+            raise Refusal("Unavailable", "supervisor: the keeper is being replaced; try again")
+        answer = operation(self, peer, message, fds)
         channel.close_all(fds)
+        return answer
+
+    def make_namespaces(self, _peer: Peer, message: Message, _fds: list[int]) -> Answer:
+        """Make and pin; a known sandbox gets what it has."""
         name = identifier(message, "sandbox")
         if name not in self.sandboxes:
-            kinds = _strings(message, "kinds")
-            if not set(kinds) <= _KINDS:
-                raise Refusal("InvalidArgument", f"namespaces {kinds}: known are {sorted(_KINDS)}")
-            sysctls = _mapping(message, "sysctls")
+            kinds = strings(message, "kinds")
+            if not set(kinds) <= KINDS:
+                raise Refusal("InvalidArgument", f"namespaces {kinds}: known are {sorted(KINDS)}")
+            sysctls = mapping(message, "sysctls")
             made = self.home.make(kinds, str(message.get("hostname") or ""), sysctls)
             self.sandboxes[name] = made
-            self.store.put(f"sandbox/{name}", made.meta(), made.held())
+            self._hold(f"sandbox/{name}", made.meta(), made.held())
         return self._namespaces_of(name)
 
-    def namespaces(self, _peer: Peer, message: Message, fds: list[int]) -> Answer:
+    def namespaces(self, _peer: Peer, message: Message, _fds: list[int]) -> Answer:
         """Return what is pinned."""
-        channel.close_all(fds)
         name = identifier(message, "sandbox")
         return self._namespaces_of(name) if name in self.sandboxes else ({"kinds": None}, [])
 
     def _namespaces_of(self, name: str) -> Answer:
         sandbox = self.sandboxes[name]
-        return {"kinds": list(sandbox.fds), "init_pid": sandbox.init_pid}, list(
-            sandbox.fds.values()
-        )
+        answer: Message = {"kinds": list(sandbox.fds), "init_pid": sandbox.init_pid}
+        return answer, list(sandbox.fds.values())
 
-    def list_namespaces(self, _peer: Peer, message: Message, fds: list[int]) -> Answer:
+    def list_namespaces(self, _peer: Peer, message: Message, _fds: list[int]) -> Answer:
         """Return the sandboxes, a page at a time."""
-        channel.close_all(fds)
-        return _page(sorted(self.sandboxes), message, 400)
+        names, more = page(sorted(self.sandboxes), message, 400)
+        return {"items": names, "more": more}, []
 
-    def drop_namespaces(self, _peer: Peer, message: Message, fds: list[int]) -> Answer:
+    def drop_namespaces(self, _peer: Peer, message: Message, _fds: list[int]) -> Answer:
         """Unpin; the kernel frees them when the last process is gone."""
-        channel.close_all(fds)
         name = identifier(message, "sandbox")
         sandbox = self.sandboxes.pop(name, None)
         if sandbox is not None:
             if sandbox.init_pidfd >= 0:
                 _signal(sandbox.init_pidfd, signal.SIGKILL)
-            self.store.drop(f"sandbox/{name}")
+            self._tell({"op": "drop", "key": f"sandbox/{name}"})
             channel.close_all(sandbox.held())
         return {}, []
 
@@ -188,86 +195,114 @@ class Supervisor:
         process_id = identifier(message, "process")
         if process_id in self.processes:
             raise Refusal("AlreadyExists", f"process {process_id} exists")
+        labels = mapping(message, "labels")
+        if sum(len(name) + len(value) for name, value in labels.items()) > _LABELS_MAX:
+            raise Refusal(
+                "InvalidArgument", f"launch {process_id}: labels above {_LABELS_MAX} bytes"
+            )
         if not fds:
             raise Refusal("InvalidArgument", f"launch {process_id}: no plan came with it")
-        plan = _read_plan(fds.pop(0))
-        launch = Launch(plan, peer, message.get("id"), bool(message.get("hold")))
-        labels: Message = dict(_mapping(message, "labels"))
-        on_host = bool(message.get("on_host"))
-        launched = self.launcher.clone(launch, process_id, fds, labels, on_host=on_host)
-        # The keeper has the pidfd before the process may execute: see its _reap.
-        self.store.put(f"process/{process_id}", launched.meta(), [launched.pidfd])
-        channel.close_all(fds)
-        self.processes[process_id] = launched
-        self.launches.add(launch)
-        self.loop.add(launch.status, lambda _events: self._status(launch))
-        if not launch.hold:
-            _open_gate(launched)
+        plan = read_plan(fds.pop(0))
+        hold, on_host = bool(message.get("hold")), bool(message.get("on_host"))
+        launch = self.launcher.clone(
+            plan, process_id, fds, dict(labels), hold=hold, on_host=on_host
+        )
+        try:
+            # The keeper has the pidfd before the process may execute: see its _reap.
+            self.store.put(f"process/{process_id}", launch.process.meta(), [launch.process.pidfd])
+        except OSError as error:
+            launch.close()
+            os.close(launch.process.pidfd)
+            raise Refusal("Unavailable", f"launch {process_id}: keeper: {error}") from error
+        launch.peer, launch.number = peer, message.get("id")
+        self.processes[process_id] = launch.process
+        self._await(launch)
+        if not hold:
+            launch.open_gate()
 
-    def release(self, peer: Peer, message: Message, fds: list[int]) -> None:
-        """Let a held process go on."""
-        channel.close_all(fds)
+    def _await(self, launch: Launch) -> None:
+        self.launches[launch.process.process_id] = launch
+        self.loop.add(launch.status, lambda _events: self._status(launch))
+
+    def release(self, peer: Peer, message: Message, _fds: list[int]) -> Answer | None:
+        """Let a held process go on; asked again (our predecessor may have died), it went on already."""
         process_id = identifier(message, "process")
-        for launch in self.launches:
-            launched = launch.process
-            if launched is not None and launched.process_id == process_id and launched.gate >= 0:
-                launch.peer, launch.number, launch.hold = peer, message.get("id"), False
-                _open_gate(launched)
-                return
-        raise Refusal("NotFound", f"process {process_id}: none is held")
+        launch = self.launches.get(process_id)
+        if launch is None or not launch.hold:
+            if message.get("again") and process_id in self.processes:
+                return {}, []
+            raise Refusal("NotFound", f"process {process_id}: none is held")
+        launch.peer, launch.number, launch.hold = peer, message.get("id"), False
+        launch.open_gate()
+        self._hold(f"process/{process_id}", launch.process.meta(), [launch.process.pidfd])
+        return None
 
     def _status(self, launch: Launch) -> None:
         """The child is at its gate, or it has executed, or it is gone."""
         if not os.read(launch.status, 1):
             self._settled(launch)
-        elif launch.process is not None:
-            self._answer_launch(launch, launch.process)
+            return
+        # From here on another supervisor can release it.
+        key = f"process/{launch.process.process_id}"
+        self._hold(key, launch.process.meta(), launch.held())
+        self._answer_launch(launch)
 
     def _settled(self, launch: Launch) -> None:
         """The status pipe has closed: the child executed, or it is gone."""
+        process_id = launch.process.process_id
         self.loop.drop(launch.status)
-        os.close(launch.status)
-        self.launches.discard(launch)
-        launched = launch.process
+        self.launches.pop(process_id, None)
         failure = launch.report.failure(launch.plan)
-        launch.report.close()
-        if launched is None:
-            return
-        if launched.gate >= 0:
-            _close_gate(launched)
-        if failure is None:
-            self._answer_launch(launch, launched)
-            return
-        self._forget(launched.process_id)
-        if launch.peer is not None:
+        if failure is not None and launch.peer is not None:
+            self._forget(process_id)
             self.loop.refuse(launch.peer, launch.number, failure)
+        else:
+            # A failure of which nobody is told: it was held and was killed. Its exit tells.
+            self._answer_launch(launch)
+            if launch.hold:
+                self._hold(f"process/{process_id}", launch.process.meta(), _pidfds(launch.process))
+        launch.close()
 
-    def _answer_launch(self, launch: Launch, launched: Process) -> None:
-        answer: Message = {"pid": launched.pid, "start_time": launched.start_time}
+    def _answer_launch(self, launch: Launch) -> None:
+        found = launch.process
         if launch.peer is not None:
-            launch.peer.push({"id": launch.number, "ok": answer}, [launched.pidfd])
+            answer: Message = {"pid": found.pid, "start_time": found.start_time}
+            launch.peer.push({"id": launch.number, "ok": answer}, [found.pidfd])
         launch.peer = None
 
-    def kill(self, _peer: Peer, message: Message, fds: list[int]) -> Answer:
+    def abort(self, _peer: Peer, message: Message, _fds: list[int]) -> Answer:
+        """End and forget a process whose launch was never answered; an unknown one is fine."""
+        process_id = identifier(message, "process")
+        found = self.processes.get(process_id)
+        if found is not None and found.pidfd >= 0:
+            _signal(found.pidfd, signal.SIGKILL)
+        launch = self.launches.pop(process_id, None)
+        if launch is not None:
+            self.loop.drop(launch.status)
+            launch.close()
+        self._forget(process_id)
+        return {}, []
+
+    def kill(self, _peer: Peer, message: Message, _fds: list[int]) -> Answer:
         """Signal through the pidfd."""
-        channel.close_all(fds)
         process_id = identifier(message, "process")
         found = self.processes.get(process_id)
         number = message.get("signal")
         if not isinstance(number, int) or not 0 <= number < signal.NSIG:
             raise Refusal("InvalidArgument", f"signal {number!r}: not a signal number")
-        if found is None or not _signal(found.pidfd, number):
+        if found is None or found.pidfd < 0 or not _signal(found.pidfd, number):
             raise Refusal("NotFound", f"process {process_id}: not running")
         return {}, []
 
-    def connect_tcp(self, peer: Peer, message: Message, fds: list[int]) -> None:
+    def connect_tcp(self, peer: Peer, message: Message, _fds: list[int]) -> None:
         """Connect from inside a sandbox; answered when it stands or fails."""
-        channel.close_all(fds)
         name = identifier(message, "sandbox")
         sandbox = self.sandboxes.get(name)
         if sandbox is None or "network" not in sandbox.fds:
             raise Refusal("NotFound", f"sandbox {name}: no network namespace is pinned")
-        host, port = text(message, "host"), int(message.get("port") or 0)
+        host, port = text(message, "host"), message.get("port")
+        if not isinstance(port, int) or not 0 < port < 65536:
+            raise Refusal("InvalidArgument", f"connect: {port!r} is no port")
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         sock = self.home.tcp_socket(sandbox.fds["network"], family)
         number = message.get("id")
@@ -292,35 +327,43 @@ class Supervisor:
             return
         self.loop.answer(peer, number, {}, [sock.detach()])
 
-    def list_processes(self, _peer: Peer, message: Message, fds: list[int]) -> Answer:
-        """Return processes, a page at a time."""
-        channel.close_all(fds)
-        answer, _none = _page(sorted(self.processes), message, 100)
-        names: list[str] = answer["items"]
-        rows = {
-            name: {**self.processes[name].meta(), "exit": self.processes[name].exit}
-            for name in names
-        }
-        return {"items": names, "more": answer["more"], "processes": rows}, []
+    def list_processes(self, _peer: Peer, message: Message, _fds: list[int]) -> Answer:
+        """Return processes, as many as fit, after an id."""
+        names, more = page(sorted(self.processes), message, 100)
+        rows: Message = {}
+        size = 0
+        for name in names:
+            found = self.processes[name]
+            size += 100 + sum(len(key) + len(value) for key, value in found.labels.items())
+            if rows and size > _PAGE_BYTES:
+                more = True
+                break
+            rows[name] = found.meta()
+        return {"items": list(rows), "more": more, "processes": rows}, []
 
-    def forget(self, _peer: Peer, message: Message, fds: list[int]) -> Answer:
+    def forget(self, _peer: Peer, message: Message, _fds: list[int]) -> Answer:
         """Drop a process that is gone."""
-        channel.close_all(fds)
         self._forget(identifier(message, "process"))
         return {}, []
 
     def _forget(self, process_id: str) -> None:
         found = self.processes.pop(process_id, None)
-        self.store.tell({"op": "forget", "process": process_id})
-        if found is not None:
+        self._tell({"op": "forget", "process": process_id})
+        if found is not None and found.pidfd >= 0:
             os.close(found.pidfd)
 
-    def run(self) -> None:
-        """Serve until asked to leave, and until no launch is in flight."""
-        while not self.loop.leaving or self.launches:
+    def run(self, listener: socket.socket) -> None:
+        """Serve; after a change of keepers only until no launch is in flight, then leave."""
+        self.loop.accept_from(listener)
+        while not self._may_leave():
             self.loop.step()
+        note("handed over: leaves")
+
+    def _may_leave(self) -> bool:
+        return self.handing_over and all(launch.hold for launch in self.launches.values())
 
 
+_HELD_FDS = 4
 _OPERATIONS = {
     "make_namespaces": Supervisor.make_namespaces,
     "namespaces": Supervisor.namespaces,
@@ -328,76 +371,12 @@ _OPERATIONS = {
     "drop_namespaces": Supervisor.drop_namespaces,
     "launch": Supervisor.launch,
     "release": Supervisor.release,
+    "abort": Supervisor.abort,
     "kill": Supervisor.kill,
     "connect_tcp": Supervisor.connect_tcp,
     "processes": Supervisor.list_processes,
     "forget": Supervisor.forget,
 }
-
-
-def main(state: str, *, inside: bool) -> None:
-    """Become the supervisor: first outside, opening what must be open; then again, trimmed, inside."""
-    process.set_name("polypod-superv")
-    if inside:
-        numbers = json.loads(os.environ.pop("POLYPOD_DESCRIPTORS"))
-    else:
-        numbers = _open_all(state)
-        if trim.can_trim():
-            _execute_inside(state, numbers)
-    for fd in numbers.values():
-        if fd >= 0:
-            os.set_inheritable(fd, False)
-    process.set_not_dumpable()
-    listener = socket.socket(fileno=numbers["listener"])
-    supervisor = Supervisor(state, listener, numbers["mounts"], numbers["state"])
-    signal.signal(signal.SIGTERM, lambda _number, _frame: os._exit(0))
-    supervisor.run()
-
-
-def _open_all(state: str) -> dict[str, int]:
-    listener = channel.listen(os.path.join(state, "supervisor.sock"))
-    return {
-        "listener": listener.detach(),
-        "state": os.open(state, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC),
-        "mounts": os.open("/proc/self/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
-        if trim.can_trim()
-        else -1,
-    }
-
-
-def _execute_inside(state: str, numbers: dict[str, int]) -> None:
-    trim.enter()
-    for fd in numbers.values():
-        os.set_inheritable(fd, True)
-    arguments = start.command("supervisor", state, "--inside")
-    os.execve(arguments[0], arguments, {"POLYPOD_DESCRIPTORS": json.dumps(numbers)})
-
-
-def _read_plan(fd: int) -> Plan:
-    try:
-        size = os.fstat(fd).st_size
-        if size > _PLAN_LIMIT:
-            raise Refusal("InvalidArgument", f"launch plan of {size} bytes: at most {_PLAN_LIMIT}")
-        plan = Plan.from_wire(json.loads(os.pread(fd, size, 0)))
-    except ValueError as error:
-        raise Refusal("InvalidArgument", f"launch plan: {error}") from error
-    finally:
-        os.close(fd)
-    return plan
-
-
-def _open_gate(launched: Process) -> None:
-    try:
-        os.write(launched.gate, b"g")
-    except BrokenPipeError:
-        # It failed before the gate; the status pipe says so.
-        launched.labels = dict(launched.labels)
-    _close_gate(launched)
-
-
-def _close_gate(launched: Process) -> None:
-    os.close(launched.gate)
-    launched.gate = -1
 
 
 def _signal(pidfd: int, number: int) -> bool:
@@ -408,28 +387,5 @@ def _signal(pidfd: int, number: int) -> bool:
     return True
 
 
-def _exit_record(status: int) -> Message:
-    if os.WIFSIGNALED(status):
-        number = os.WTERMSIG(status)
-        return {"code": 128 + number, "signal": number, "at": 0}
-    return {"code": os.WEXITSTATUS(status), "signal": 0, "at": 0}
-
-
-def _page(items: list[str], message: Message, size: int) -> Answer:
-    after = str(message.get("after") or "")
-    rest = [item for item in items if item > after]
-    return {"items": rest[:size], "more": len(rest) > size}, []
-
-
-def _strings(message: Message, key: str) -> list[str]:
-    value = message.get(key)
-    if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
-        raise Refusal("InvalidArgument", f"{message.get('op')}: {key} must be a list of strings")
-    return value
-
-
-def _mapping(message: Message, key: str) -> dict[str, str]:
-    value = message.get(key) or {}
-    if not isinstance(value, dict):
-        raise Refusal("InvalidArgument", f"{message.get('op')}: {key} must be an object")
-    return {str(name): str(item) for name, item in value.items()}
+def _pidfds(found: Process) -> list[int]:
+    return [found.pidfd] if found.pidfd >= 0 else []

@@ -132,6 +132,18 @@ class FakeSupervisor:
                 self._execute(process_id, launch)
         return Launched(process_id, launch.pid, launch.pid, _null())
 
+    async def execute(
+        self,
+        process_id: ProcessId,
+        plan: Plan,
+        /,
+        *,
+        fds: Sequence[int],
+        labels: Mapping[str, str] | None = None,
+    ) -> Launched:
+        """Run a host's program; here there is no difference."""
+        return await self.launch(process_id, plan, fds=fds, labels=labels)
+
     @contextmanager
     def _undone(self, process_id: ProcessId) -> Iterator[None]:
         """Leave nothing of a launch that fails."""

@@ -1,0 +1,120 @@
+"""The keeper's descriptor store as supervisor and logger use it.
+
+Each of the two also guards duplicates of what the *other* has put there (`Store.spares`): so any two
+of the three can die at once and the third one brings everything back.
+"""
+
+from __future__ import annotations
+
+import os
+
+from polypod.plan import channel
+from polypod.supervisor.server import note
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    import socket
+    from typing import Any
+
+    Message = dict[str, Any]
+    Held = tuple[Message, list[int]]
+
+
+class Store:
+    """One connection. Puts are not waited for: once sent they are safe, the queue outlives us."""
+
+    def __init__(self, state: str, *, follow: str = "") -> None:
+        """Connect.
+
+        Args:
+            state: the state directory.
+            follow: guard duplicates of the entries below this prefix; "" for none.
+
+        Raises:
+            OSError: there is no keeper.
+            ChannelError: it is somebody else's.
+        """
+        self.sock: socket.socket = channel.connect(os.path.join(state, "keeper.sock"))
+        self.spares: dict[str, Held] = {}
+        self._number = 0
+        if follow:
+            self.tell({"op": "follow", "prefix": follow})
+
+    def put(self, key: str, meta: Message, fds: list[int], *, spare: bool = False) -> None:
+        """Hand descriptors over; a spare one only counts where the keeper has nothing better."""
+        message: Message = {"op": "put", "key": key, "meta": meta}
+        if spare:
+            message["spare"] = True
+        channel.send(self.sock, message, fds)
+
+    def drop(self, key: str) -> None:
+        """Give up a key."""
+        self.tell({"op": "drop", "key": key})
+
+    def tell(self, message: Message) -> None:
+        """Send a request whose answer does not matter."""
+        channel.send(self.sock, message)
+
+    def fetch(self, prefix: str) -> list[tuple[str, Message, list[int]]]:
+        """Return everything held below a prefix; waits.
+
+        Raises:
+            ChannelError: the keeper left, or refused.
+        """
+        found: list[tuple[str, Message, list[int]]] = []
+        after, more = "", True
+        while more:
+            self._number += 1
+            request = {"id": self._number, "op": "get", "prefix": prefix, "after": after}
+            channel.send(self.sock, request)
+            answer, fds = self._wait()
+            more = bool(answer["more"])
+            for row in answer["entries"]:
+                count = row["fds"]
+                found.append((row["key"], row["meta"], fds[:count]))
+                fds = fds[count:]
+                after = row["key"]
+        return found
+
+    def listen(self) -> bool:
+        """Take one message of the keeper; waits for it. False: the keeper has left."""
+        return self._receive() is not None
+
+    def hand_over_spares(self, other: Store) -> None:
+        """Give what we guarded to another keeper."""
+        for key, (meta, fds) in self.spares.items():
+            other.put(key, meta, fds, spare=True)
+            channel.close_all(fds)
+        self.spares.clear()
+
+    def _wait(self) -> Held:
+        while True:
+            received = self._receive()
+            if received is None:
+                text = "the keeper left"
+                raise channel.ChannelError(text)
+            message, fds = received
+            if "event" in message:
+                continue
+            ok = message.get("ok")
+            if not isinstance(ok, dict):
+                text = f"the keeper refused: {message.get('error')}"
+                raise channel.ChannelError(text)
+            return ok, fds
+
+    def _receive(self) -> Held | None:
+        try:
+            received = channel.receive(self.sock)
+        except (OSError, channel.ChannelError) as error:
+            note(f"keeper: {error}")
+            return None
+        if received is not None and "event" in received[0]:
+            self._guard(*received)
+        return received
+
+    def _guard(self, message: Message, fds: list[int]) -> None:
+        key = str(message.get("key"))
+        _meta, old = self.spares.pop(key, ({}, []))
+        channel.close_all(old)
+        if message["event"] == "held":
+            self.spares[key] = (message["meta"], fds)
