@@ -213,30 +213,40 @@ def _oom_score(process: Process) -> Iterator[Operation]:
 
 def _root(config: OciConfig, sources: Sources) -> Iterator[Operation]:
     yield op.AttachRoot(source=sources.root)
-    dev = None
-    for mount in config.mounts:
-        yield _mount(mount, sources)
-        if container_path(mount.destination, "mounts.destination") == "/dev":
-            dev = mount
-    if dev is None or dev.type == "tmpfs":
-        # A bound /dev is somebody's choice: nothing is made in it.
-        for device in (*DEFAULT_DEVICES, *config.linux.devices):
+    targets = [container_path(item.destination, "mounts.destination") for item in config.mounts]
+    if "/dev" not in targets:
+        yield from _devices(config)
+    for mount, target in zip(config.mounts, targets, strict=True):
+        yield _mount(mount, target, sources)
+        if target == "/dev" and mount.type == "tmpfs":
+            # Right after it, so that a volume on one of them wins; a bound /dev is left as it is.
+            yield from _devices(config)
+    for device in config.linux.devices:
+        if not _in_dev(device):
             yield _device(device)
-        for path, target in _DEV_LINKS:
-            yield op.MakeLink(path=path, target=target)
     if config.process.cwd not in ("", "/"):
         yield op.MakeDirectory(path=config.process.cwd, mode=0o755)
 
 
-def _mount(mount: OciMount, sources: Sources) -> Operation:
-    target = container_path(mount.destination, "mounts.destination")
+def _devices(config: OciConfig) -> Iterator[Operation]:
+    for device in (*DEFAULT_DEVICES, *filter(_in_dev, config.linux.devices)):
+        yield _device(device)
+    for path, target in _DEV_LINKS:
+        yield op.MakeLink(path=path, target=target)
+
+
+def _in_dev(device: OciDevice) -> bool:
+    return device.path.startswith("/dev/")
+
+
+def _mount(mount: OciMount, target: str, sources: Sources) -> Operation:
     if mount.destination in sources.mounts:
         opened = sources.mounts[mount.destination]
         return op.AttachMount(source=opened.source, target=target, is_directory=opened.is_directory)
     options = parse_mount_options(mount.options, target)
     if options.bind or not mount.type or mount.type == "bind":
         raise InvalidArgument(f"mount {target}: its source {mount.source!r} was not opened")
-    attributes = (options.set_ | options.recursive_set) & ~options.clear
+    attributes = options.set_ | options.recursive_set
     if mount.type != "cgroup":
         data: list[list[str | None]] = [[key, value] for key, value in options.data]
         return op.MountNew(

@@ -98,12 +98,13 @@ def parse_mount_options(options: tuple[str, ...], where: str) -> MountOptions:
         name = option.removeprefix("r") if option not in _ATTRIBUTES else option
         if option in _ATTRIBUTES:
             bits, without = _ATTRIBUTES[option]
-            set_, clear = set_ & ~without | bits, clear & ~bits | without
+            set_, clear = set_ & ~without | bits, clear & ~(bits & ~without) | without
         elif option in _PROPAGATION or (option[:1] == "r" and name in _PROPAGATION):
             propagation, deep_propagation = _PROPAGATION[name], option not in _PROPAGATION
         elif option[:1] == "r" and name in _ATTRIBUTES:
             bits, without = _ATTRIBUTES[name]
-            deep_set, deep_clear = deep_set & ~without | bits, deep_clear & ~bits | without
+            deep_set = deep_set & ~without | bits
+            deep_clear = deep_clear & ~(bits & ~without) | without
         elif option not in _BINDS and option not in _MEANINGLESS:
             data.append(_data(option, where))
     return MountOptions(

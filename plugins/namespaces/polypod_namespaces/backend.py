@@ -10,6 +10,7 @@ import asyncio
 import logging
 import os
 import signal as signals
+import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -41,6 +42,8 @@ from polypod_namespaces.sessions import ExecSession
 _T = TypeVar("_T")
 _log = logging.getLogger(__name__)
 _THREADS = 8
+_NOT_EXECUTED = 127
+"""What shells answer for a program that could not be executed."""
 
 
 async def open_backend(context: RuntimeContext) -> NamespacesBackend:
@@ -108,6 +111,9 @@ class NamespacesBackend:
             return
         self._unwatch(_init_of(sandbox_id))
         alive = [each for each in self._of(sandbox_id) if each.exit is None]
+        for container in alive:
+            # One that is just being made may not be in its cgroup yet.
+            await self._signal(container, signals.SIGKILL)
         await self._run(self._cgroups.kill, sandbox.cgroup, signals.SIGKILL)
         for container in alive:
             await self._gone(container)
@@ -162,13 +168,21 @@ class NamespacesBackend:
     async def start(self, container_id: ContainerId, /) -> BackendStatus:
         """See `RuntimeBackend.start`."""
         container = self._known(container_id)
-        await self._supervisor.release(container.process_id)
+        try:
+            await self._supervisor.release(container.process_id)
+        except BackendError:
+            # It never ran: there is no exit to come, and nothing to kill.
+            self._unwatch(container.process_id)
+            container.exit = ExitStatus(_NOT_EXECUTED, finished_at_ns=time.time_ns())
+            raise
         container.started = True
         return container.status()
 
     async def kill(self, container_id: ContainerId, signal: int, /, *, whole: bool = False) -> None:
         """See `RuntimeBackend.kill`."""
-        container = self._known(container_id)
+        container = self._containers.get(container_id)
+        if container is None:
+            return
         if whole:
             await self._run(self._cgroups.kill, container.cgroup, signal)
         if container.exit is None and not (whole and container.started):

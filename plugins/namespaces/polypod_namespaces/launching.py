@@ -44,6 +44,7 @@ class Launches:
     def __init__(self, cgroups: Cgroups) -> None:
         self._cgroups = cgroups
         self._view = _cgroup_view(cgroups)
+        self._shm = SharedMemory()
 
     def prepare(self, spec: ContainerSpec, descriptors: Descriptors, target: int) -> Plan:
         """Make the cgroup, open everything, compile.
@@ -62,7 +63,7 @@ class Launches:
         binds = bind_mounts(config)
         shm = spec.sandbox.directory / "shm"
         if any(item.source == str(shm) for item in binds):
-            SharedMemory.ensure(shm)
+            self._shm.ensure(shm)
         sources = Sources(
             root=root,
             streams=_streams(spec.stdio, descriptors),

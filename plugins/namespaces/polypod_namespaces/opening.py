@@ -12,6 +12,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
+import threading
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import TracebackType
@@ -217,13 +218,20 @@ def _mount_id(path: str) -> int:
 
 
 class SharedMemory:
-    """The pod's ``/dev/shm``: one tmpfs on the host, because containers come and go."""
+    """The pods' ``/dev/shm``: one tmpfs each on the host, because containers come and go."""
+
+    def __init__(self) -> None:
+        # Two containers of a pod may be started at once; a second tmpfs would hide the first.
+        self._lock = threading.Lock()
+
+    def ensure(self, directory: Path) -> None:
+        """Mount it if it is not there yet."""
+        with self._lock:
+            if not directory.is_mount():
+                self._mount(directory)
 
     @staticmethod
-    def ensure(directory: Path) -> None:
-        """Mount it if it is not there yet."""
-        if directory.is_mount():
-            return
+    def _mount(directory: Path) -> None:
         directory.mkdir(mode=0o700, exist_ok=True)
         attributes = (
             mountapi.MOUNT_ATTR_NOSUID | mountapi.MOUNT_ATTR_NODEV | mountapi.MOUNT_ATTR_NOEXEC
