@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 
 from polypod.config import Config
+from polypod.doctor import missing
 from polypod.registry import overview
 
 NEEDED = {("runtime type", "namespaces"), ("image store", "content"), ("network", "bridge")}
@@ -13,9 +13,7 @@ NEEDED = {("runtime type", "namespaces"), ("image store", "content"), ("network"
 
 def what_is_missing() -> list[str]:
     """Return reasons, one sentence each; an empty list means that real containers can run."""
-    reasons = []
-    if os.geteuid() != 0:
-        reasons.append("root: namespaces, mounts and links need it")
+    reasons = missing()
     if shutil.which("busybox") is None:
         reasons.append("busybox, of which the image is made: apt-get install busybox-static")
     found = {(kind, name): state for _plugin, kind, name, state in overview(Config())}
