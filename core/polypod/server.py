@@ -63,16 +63,30 @@ async def _serve(config: Config, where: places.Places) -> None:
     api = ApiServer(assembled.core, config.server.listen, ready=recovered.is_set)
     try:
         await api.start()
-        await _open(assembled)
-        recovered.set()
-        log.info("ready version=%s seconds=%.3f", polypod.__version__, time.monotonic() - began)
-        _settle_memory()
-        await leave.wait()
+        if await _opened_before(leave, assembled):
+            recovered.set()
+            log.info("ready version=%s seconds=%.3f", polypod.__version__, time.monotonic() - began)
+            _settle_memory()
+            await leave.wait()
     finally:
         await api.stop(GRACE_S)
         await assembled.core.close()
         await assembled.closers.aclose()
         log.info("left; workloads go on")
+
+
+async def _opened_before(leave: asyncio.Event, assembled: Assembled) -> bool:
+    """Recover; tell whether that was done when we were asked to leave."""
+    opening = asyncio.create_task(_open(assembled))
+    leaving = asyncio.create_task(leave.wait())
+    await asyncio.wait({opening, leaving}, return_when=asyncio.FIRST_COMPLETED)
+    leaving.cancel()
+    if opening.done():
+        opening.result()
+        return True
+    opening.cancel()
+    await asyncio.gather(opening, return_exceptions=True)
+    return False
 
 
 async def _open(assembled: Assembled) -> None:

@@ -1,0 +1,76 @@
+"""Servers as processes of their own, on the simulator: no privilege, no kernel."""
+
+import asyncio
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from polypod.client import CriClient
+
+POLYPOD = str(Path(sys.executable).with_name("polypod"))
+
+
+class Server:
+    def __init__(self, place):
+        self.place = place
+        self.endpoint = f"unix://{place}/run/cri.sock"
+        self.places = ["--root", f"{place}/root", "--state", f"{place}/state"]
+        self.process = None
+
+    def start(self, *settings, env=None):
+        words = [POLYPOD, "serve", "--listen", self.endpoint, *self.places]
+        for setting in ("handlers.sim.type=simulator", "server.default_handler=sim", *settings):
+            words += ["--set", setting]
+        self.process = subprocess.Popen(
+            words, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=env
+        )
+        return self
+
+    async def ready(self):
+        async with CriClient(self.endpoint) as cri:
+            await cri.wait_ready(20)
+        return self
+
+    def run(self, *words):
+        words = [POLYPOD, "--endpoint", self.endpoint, *words]
+        return subprocess.run(
+            words, check=False, stdin=subprocess.DEVNULL, capture_output=True, text=True
+        )
+
+    def down(self):
+        return self.run("down", *self.places)
+
+    def end(self):
+        """SIGTERM; return the exit code and what was logged."""
+        self.process.terminate()
+        _out, err = self.process.communicate(timeout=20)
+        return self.process.returncode, err
+
+
+@pytest.fixture
+def server(tmp_path):
+    made = Server(tmp_path)
+    yield made
+    if made.process is not None and made.process.poll() is None:
+        made.process.kill()
+        made.process.communicate()
+
+
+@pytest.fixture
+async def cri(server):
+    async with CriClient(server.endpoint) as client:
+        yield client
+
+
+@pytest.fixture
+def until():
+    async def wait(condition):
+        for _ in range(1000):
+            if condition():
+                return
+            await asyncio.sleep(0.01)
+        pytest.fail("it did not come true within 10 s")
+
+    return wait
