@@ -53,6 +53,8 @@ async def assemble(config: Config, places: Places) -> Assembled:
         closers.callback(database.close)
         processes = await open_processes(config, places.state)
         closers.push_async_callback(processes.close)
+        builder = Assembler(host=HostFacts.probe())
+        closers.callback(builder.close)
         opener = Opener(config, registry, places, processes, closers)
         handlers, unusable = await opener.handlers()
         parts = Parts(
@@ -63,7 +65,7 @@ async def assemble(config: Config, places: Places) -> Assembled:
             supervisor=processes.supervisor,
             logs=processes.logs,
             hooks=registry,
-            builder=Assembler(host=HostFacts.probe()),
+            builder=builder,
             database=database,
             root=places.root,
             state=places.state,

@@ -19,7 +19,9 @@ class _Line(logging.Formatter):
     @override
     def format(self, record: logging.LogRecord) -> str:
         number, name = request_id.get(), object_id.get()
-        record.where = "" if number == "-" else f"request={number} object={name[:13]} "
+        # The line of the request itself says all that.
+        told = number == "-" or record.name == "polypod.api"
+        record.where = "" if told else f"request={number} object={name[:13]} "
         return super().format(record)
 
 
@@ -36,4 +38,5 @@ def set_up(level: str) -> None:
         _Line("%(asctime)s.%(msecs)03d %(levelname)s %(name)s %(where)s%(message)s", "%H:%M:%S")
     )
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
-    logging.getLogger("asyncio").setLevel(logging.WARNING)
+    for name in ("asyncio", "grpc"):
+        logging.getLogger(name).setLevel(logging.WARNING)
