@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
+from polypod.plugin import override
 from polypod.plugin.errors import InvalidArgument, Unsupported
 from polypod.plugin.ids import Digest
 from polypod.plugin.images import ImageConfig
@@ -37,6 +38,7 @@ class Platform:
     architecture: str
     variant: str = ""
 
+    @override
     def __str__(self) -> str:
         return "/".join(filter(None, (self.os, self.architecture, self.variant)))
 
@@ -101,7 +103,7 @@ def parse_manifest(data: bytes, what: str, media_type: str) -> Manifest:
     _check_media_type(doc, media_type)
     if doc.has("manifests") or doc.has("fsLayers"):
         raise InvalidArgument(f"{what}: says that it is a manifest and has other fields as well")
-    config = _descriptor(doc.object("config"))
+    config = _descriptor(doc.child("config"))
     if config.media_type not in mediatypes.CONFIGS:
         raise Unsupported(
             f"{what}: a config of type {config.media_type!r} makes no container image"
@@ -124,14 +126,14 @@ def parse_config(data: bytes, what: str) -> ConfigDocument:
         image-spec config.md: rootfs.type MUST be ``layers``; others must generate an error.
     """
     doc = jsondoc.decode(data, what)
-    rootfs = doc.object("rootfs")
+    rootfs = doc.child("rootfs")
     if rootfs.text("type") != "layers":
         raise Unsupported(f"{what}: rootfs.type {rootfs.text('type')!r} is none but 'layers'")
     diff_ids = tuple(
         parse_digest(each, f"{what}: diff_id") for each in rootfs.texts("diff_ids", MAX_LAYERS)
     )
     platform = Platform(doc.text("os", "linux"), doc.text("architecture"), doc.text("variant"))
-    return ConfigDocument(platform, diff_ids, _image_config(doc.object("config"), platform, what))
+    return ConfigDocument(platform, diff_ids, _image_config(doc.child("config"), platform, what))
 
 
 def _image_config(doc: Doc, platform: Platform, what: str) -> ImageConfig:
@@ -141,7 +143,7 @@ def _image_config(doc: Doc, platform: Platform, what: str) -> ImageConfig:
         entrypoint=doc.texts("Entrypoint", _MAX_TEXTS),
         cmd=doc.texts("Cmd", _MAX_TEXTS),
         working_dir=doc.text("WorkingDir"),
-        volumes=tuple(sorted(doc.object("Volumes").values)),
+        volumes=tuple(sorted(doc.child("Volumes").values)),
         labels=_labels(doc.text_map("Labels"), what),
         stop_signal=doc.text("StopSignal"),
         os=platform.os,
@@ -159,13 +161,15 @@ def _labels(found: Mapping[str, str], what: str) -> dict[str, str]:
 
 
 def _descriptor(doc: Doc) -> Descriptor:
-    platform = doc.object("platform") if doc.has("platform") else None
+    platform: Platform | None = None
+    if doc.has("platform"):
+        its = doc.child("platform")
+        platform = Platform(its.text("os"), its.text("architecture"), its.text("variant"))
     return Descriptor(
         media_type=doc.text("mediaType"),
         digest=parse_digest(doc.text("digest"), doc.what),
         size=doc.number("size"),
-        platform=platform
-        and Platform(platform.text("os"), platform.text("architecture"), platform.text("variant")),
+        platform=platform,
         annotations=doc.text_map("annotations"),
     )
 

@@ -70,7 +70,7 @@ class Doc:
                 self.refuse(key, "objects were expected")
             yield Doc(each, f"{self.what}: {key}[{index}]")
 
-    def object(self, key: str) -> Doc:
+    def child(self, key: str) -> Doc:
         """Return an object; an empty one if absent."""
         value = self.values.get(key)
         if value is None:
@@ -81,7 +81,7 @@ class Doc:
 
     def text_map(self, key: str) -> dict[str, str]:
         """Return an object whose values are strings."""
-        found = self.object(key)
+        found = self.child(key)
         return {name: found.text(name) for name in found.values}
 
     def refuse(self, key: str, why: str) -> NoReturn:

@@ -13,6 +13,7 @@ import re
 from dataclasses import dataclass, replace
 from typing import Final
 
+from polypod.plugin import override
 from polypod.plugin.errors import InvalidArgument
 from polypod.plugin.ids import Digest
 from polypod_image.digests import parse_digest
@@ -49,6 +50,7 @@ class Reference:
         """Return ``repository:tag``; empty without a tag."""
         return f"{self.repository}:{self.tag}" if self.tag else ""
 
+    @override
     def __str__(self) -> str:
         tag = f":{self.tag}" if self.tag else ""
         digest = f"@{self.digest}" if self.digest else ""

@@ -1,0 +1,310 @@
+"""Unpack one layer, confined to its own directory; nothing of the image is executed or trusted.
+
+Whiteouts become what overlayfs knows: character device 0:0, and the mark ``trusted.overlay.opaque``.
+
+Spec:
+    image-spec layer.md, "Applying Changesets", "Whiteouts", "Opaque Whiteout". Reliability I1-I4.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import stat
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from polypod.plugin.errors import BackendError, InvalidArgument, PolypodError, ResourceExhausted
+from polypod.plugin.ids import Digest
+from polypod_image.digests import hasher
+from polypod_image.mediatypes import Compression
+from polypod_image.merged import MergedView, Node, keeps_xattr, split
+from polypod_image.meter import Meter
+from polypod_image.options import DevicePolicy
+from polypod_image.streams import ByteStream, decompress, file_source, watched
+from polypod_image.tar import Entry, Kind, TarReader
+from polypod_image.tree import Attributes, Directory, LayerTree
+
+log = logging.getLogger(__name__)
+
+_WHITEOUT: Final = b".wh."
+_OPAQUE_ENTRY: Final = b".wh..wh..opq"
+_AUFS: Final = b".wh..wh."
+_CREATE: Final = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+_FULL: Final = frozenset((errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE, errno.ENOMEM))
+_ENTRYS_FAULT: Final = frozenset(
+    (
+        *(errno.ENAMETOOLONG, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.EEXIST, errno.EINVAL),
+        *(errno.ENOENT, errno.EMLINK, errno.E2BIG, errno.EFBIG, errno.ERANGE, errno.EPERM),
+    )
+)
+_MAX_LINK: Final = 4095
+
+
+@dataclass(frozen=True, slots=True)
+class LayerJob:
+    """What is to be unpacked, and onto what."""
+
+    blob: str
+    """Path of the blob in the content store."""
+    compression: Compression
+    diff_id: Digest
+    lower: MergedView | None
+
+
+def unpack_layer(job: LayerJob, target: str, meter: Meter) -> None:
+    """Unpack a layer into ``target/fs``; ``target`` is empty and nobody else's.
+
+    Blocks; belongs in a thread, later in a process of its own: it takes nothing but its arguments.
+
+    Raises:
+        InvalidArgument: the layer is malformed, hostile, beyond a limit, or not what diffID says.
+        ResourceExhausted: no space; or less than the configured floor would be left.
+        Unsupported: it has what this store does not accept.
+    """
+    Path(target, "fs").mkdir(0o755)
+    Path(target, "gone").mkdir(0o700)
+    root = _open_directory(f"{target}/fs")
+    gone = _open_directory(f"{target}/gone")
+    blob = os.open(job.blob, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    try:
+        os.fchmod(root, 0o755)  # whatever the umask
+        digest = hasher(job.diff_id)
+        source = decompress(file_source(blob), job.compression)
+        stream = ByteStream(watched(source, digest, meter))
+        tree = LayerTree(root, gone, job.lower, meter.inode)
+        try:
+            _Extractor(tree, stream, meter).run()
+            stream.drain()
+            tree.finish()
+        finally:
+            tree.close()
+        found = f"{digest.name}:{digest.hexdigest()}"
+        if found != job.diff_id:
+            raise InvalidArgument(f"the layer unpacks to {found}, its config says {job.diff_id}")
+    finally:
+        for descriptor in (root, gone, blob):
+            os.close(descriptor)
+
+
+def _open_directory(path: str) -> int:
+    return os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+
+
+class _Extractor:
+    """Turns entries into names of a `LayerTree`."""
+
+    def __init__(self, tree: LayerTree, stream: ByteStream, meter: Meter) -> None:
+        self._tree = tree
+        self._stream = stream
+        self._meter = meter
+        self._makers: dict[Kind, Callable[[Entry, Directory, bytes], None]] = {
+            Kind.FILE: self._file,
+            Kind.SYMLINK: self._symlink,
+            Kind.FIFO: self._fifo,
+            Kind.CHAR: self._device,
+            Kind.BLOCK: self._device,
+        }
+        self._skipped = 0
+
+    def run(self) -> None:
+        reader = TarReader(self._stream, max_entries=self._meter.limits.layer_inodes)
+        for entry in reader:
+            try:
+                self._entry(entry)
+            except OSError as error:
+                raise _explained(entry, error) from error
+            except PolypodError as error:
+                raise type(error)(f"entry {entry.shown()}: {error}") from error
+        if self._skipped:
+            log.warning("%d device nodes of a layer were left out", self._skipped)
+
+    def _entry(self, entry: Entry) -> None:
+        parts = split(entry.name)
+        if b".." in parts:
+            raise InvalidArgument("'..' in a name: it could leave the layer")
+        if not parts:
+            if entry.kind is not Kind.DIRECTORY:
+                raise InvalidArgument(f"a {entry.kind.value} in the place of the root directory")
+            self._tree.describe(self._tree.root(), _attributes(entry))
+            return
+        name = parts[-1]
+        if name.startswith(_WHITEOUT):
+            self._whiteout(parts, name, entry)
+            return
+        if entry.kind is Kind.HARDLINK:
+            self._hardlink(entry, parts)
+            return
+        parent = self._tree.parent(parts, entry.mtime_ns)
+        if entry.kind is Kind.DIRECTORY:
+            self._tree.make(parent, name, _attributes(entry))
+        else:
+            self._makers[entry.kind](entry, parent, name)
+
+    def _whiteout(self, parts: list[bytes], name: bytes, entry: Entry) -> None:
+        if name == _OPAQUE_ENTRY:
+            self._tree.make_opaque(self._tree.parent(parts, entry.mtime_ns))
+            return
+        if name.startswith(_AUFS):
+            return  # aufs kept its own books in these
+        hidden = name[len(_WHITEOUT) :]
+        if hidden in (b"", b".", b".."):
+            raise InvalidArgument("a whiteout of nothing, or of a directory outside")
+        self._tree.white_out(self._tree.parent(parts, entry.mtime_ns), hidden)
+
+    def _file(self, entry: Entry, parent: Directory, name: bytes) -> None:
+        if entry.size > self._meter.limits.file_bytes:
+            raise InvalidArgument(
+                f"a file of {entry.size} bytes; images.max_file_bytes allows "
+                f"{self._meter.limits.file_bytes}"
+            )
+        descriptor = self._create(parent, name)
+        try:
+            for piece in self._stream.pieces(entry.size):
+                _write(descriptor, piece)
+            os.fchown(descriptor, entry.uid, entry.gid)
+            os.fchmod(descriptor, entry.mode)
+            for key, value in entry.xattrs.items():
+                if keeps_xattr(key):
+                    os.setxattr(descriptor, key, value)
+            os.utime(descriptor, ns=(entry.mtime_ns, entry.mtime_ns))
+        finally:
+            os.close(descriptor)
+
+    def _create(self, parent: Directory, name: bytes) -> int:
+        self._meter.inode()
+        try:
+            return os.open(name, _CREATE, 0o600, dir_fd=parent.descriptor)
+        except FileExistsError:
+            self._tree.clear(parent, name)
+            return os.open(name, _CREATE, 0o600, dir_fd=parent.descriptor)
+
+    def _symlink(self, entry: Entry, parent: Directory, name: bytes) -> None:
+        if not entry.link or len(entry.link) > _MAX_LINK:
+            raise InvalidArgument("a symbolic link without a target, or with too long a one")
+        self._meter.inode()
+        try:
+            os.symlink(entry.link, name, dir_fd=parent.descriptor)
+        except FileExistsError:
+            self._tree.clear(parent, name)
+            os.symlink(entry.link, name, dir_fd=parent.descriptor)
+        self._tree.made()
+        os.chown(name, entry.uid, entry.gid, dir_fd=parent.descriptor, follow_symlinks=False)
+        _set_time(entry, parent, name)
+
+    def _hardlink(self, entry: Entry, parts: list[bytes]) -> None:
+        to = split(entry.link)
+        if not to or b".." in to:
+            raise InvalidArgument(f"a hard link to {entry.link[:200]!r}, outside of the layer")
+        target = self._tree.existing(to)
+        if target is None:
+            raise InvalidArgument(f"a hard link to {entry.link[:200]!r}, which is not there")
+        if isinstance(target, Node):
+            self._copy(target, self._tree.parent(parts, entry.mtime_ns), parts[-1])
+            return
+        directory, name = target
+        try:
+            parent = self._tree.parent(parts, entry.mtime_ns)
+            if (directory.path, name) == (parent.path, parts[-1]):
+                return
+            self._link(directory, name, parent, parts[-1])
+        finally:
+            os.close(directory.descriptor)
+
+    def _link(self, directory: Directory, old: bytes, parent: Directory, new: bytes) -> None:
+        where = {"src_dir_fd": directory.descriptor, "dst_dir_fd": parent.descriptor}
+        status = os.stat(old, dir_fd=directory.descriptor, follow_symlinks=False)
+        if stat.S_ISDIR(status.st_mode):
+            raise InvalidArgument("a hard link to a directory")
+        self._meter.inode()
+        try:
+            os.link(old, new, **where, follow_symlinks=False)
+        except FileExistsError:
+            self._tree.clear(parent, new)
+            os.link(old, new, **where, follow_symlinks=False)
+        self._tree.made()
+
+    def _copy(self, target: Node, parent: Directory, name: bytes) -> None:
+        """Make a hard link to a lower layer's file: a copy, as overlayfs would make it first."""
+        status = target.status
+        if not stat.S_ISREG(status.st_mode):
+            raise InvalidArgument("a hard link to something of a lower layer that is no file")
+        entry = Entry(
+            name=name,
+            kind=Kind.FILE,
+            mode=stat.S_IMODE(status.st_mode),
+            uid=status.st_uid,
+            gid=status.st_gid,
+            size=status.st_size,
+            mtime_ns=status.st_mtime_ns,
+            xattrs={
+                os.fsencode(key): os.getxattr(target.places[0], key)
+                for key in os.listxattr(target.places[0])
+            },
+        )
+        source = os.open(target.places[0], os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        try:
+            stream = ByteStream(watched(file_source(source), self._meter))
+            _Extractor(self._tree, stream, self._meter)._file(entry, parent, name)  # noqa: SLF001
+        finally:
+            os.close(source)
+
+    def _fifo(self, entry: Entry, parent: Directory, name: bytes) -> None:
+        self._node(entry, parent, name, stat.S_IFIFO, 0)
+
+    def _device(self, entry: Entry, parent: Directory, name: bytes) -> None:
+        policy = self._meter.limits.devices
+        if policy is DevicePolicy.REFUSE:
+            raise InvalidArgument("a device node; images.devices says 'refuse'")
+        kind = stat.S_IFCHR if entry.kind is Kind.CHAR else stat.S_IFBLK
+        if kind == stat.S_IFCHR and entry.device == (0, 0):
+            raise InvalidArgument(
+                "character device 0:0 means a whiteout to overlayfs, to tar nothing"
+            )
+        if max(entry.device) >= 1 << 20:
+            raise InvalidArgument(f"device numbers {entry.device} are too large")
+        if policy is DevicePolicy.SKIP:
+            self._skipped += 1
+            return
+        self._node(entry, parent, name, kind, os.makedev(*entry.device))
+
+    def _node(self, entry: Entry, parent: Directory, name: bytes, kind: int, device: int) -> None:
+        self._meter.inode()
+        try:
+            os.mknod(name, kind | 0o600, device, dir_fd=parent.descriptor)
+        except FileExistsError:
+            self._tree.clear(parent, name)
+            os.mknod(name, kind | 0o600, device, dir_fd=parent.descriptor)
+        os.chown(name, entry.uid, entry.gid, dir_fd=parent.descriptor, follow_symlinks=False)
+        # Made a moment ago, by us, in a tree that is ours alone: no link can be in its place.
+        os.chmod(name, entry.mode, dir_fd=parent.descriptor)
+        _set_time(entry, parent, name)
+
+
+def _set_time(entry: Entry, parent: Directory, name: bytes) -> None:
+    stamp = (entry.mtime_ns, entry.mtime_ns)
+    os.utime(name, ns=stamp, dir_fd=parent.descriptor, follow_symlinks=False)
+
+
+def _attributes(entry: Entry) -> Attributes:
+    kept = {key: value for key, value in entry.xattrs.items() if keeps_xattr(key)}
+    return Attributes(entry.mode, entry.uid, entry.gid, entry.mtime_ns, kept)
+
+
+def _write(descriptor: int, piece: memoryview) -> None:
+    while piece:
+        piece = piece[os.write(descriptor, piece) :]
+
+
+def _explained(entry: Entry, error: OSError) -> PolypodError:
+    text = f"entry {entry.shown()}: {error.strerror}"
+    if error.errno in _FULL:
+        return ResourceExhausted(
+            f"{text}: the image store's file system or process is at its limit"
+        )
+    if error.errno in _ENTRYS_FAULT:
+        return InvalidArgument(text)
+    return BackendError(text)
