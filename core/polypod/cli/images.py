@@ -154,12 +154,19 @@ def _pull_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 COMMANDS = (
-    Command("images", "list images", _images_arguments, images),
+    Command(
+        "images",
+        "list images",
+        _images_arguments,
+        images,
+        "  polypod images\n  polypod images localhost/demo:latest --json",
+    ),
     Command(
         "image",
         "import, remove and inspect images",
         _image_arguments,
         lambda _args: 2,
+        "  polypod image from-host /bin/busybox --applets --load\n"
         "  polypod image load ./layout\n  polypod image rm localhost/demo:latest",
     ),
     Command(

@@ -18,9 +18,24 @@ DEFAULT_ENDPOINT = "unix:///run/polypod/polypod.sock"
 _EPILOG = """\
 first steps:
   polypod serve &                         start the server
-  polypod image from-host /bin/busybox --name localhost/demo:latest --load
-  polypod run --rm localhost/demo:latest /bin/echo hello
+  polypod image from-host /bin/busybox --applets --load
+  polypod run --rm localhost/demo:latest echo hello
   polypod ps                              what runs
+  polypod COMMAND --help                  options and examples of a command
+
+exit status:
+  0 done, 1 refused or failed, 2 wrong usage, 130 interrupted;
+  run and exec answer the program's own code
+
+environment:
+  POLYPOD_ENDPOINT    the CRI socket, as --endpoint gives it
+
+files:
+  /etc/polypod/config.toml     read by serve, down, plugins and config show if it exists;
+                               `polypod config default` prints every key
+  /run/polypod/polypod.sock    the CRI socket
+  /var/lib/polypod             records, images and leases: what survives a reboot
+  /run/polypod                 what dies with the boot
 """
 
 

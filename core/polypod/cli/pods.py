@@ -210,5 +210,11 @@ COMMANDS = (
         explain,
         "  polypod explain web",
     ),
-    Command("stats", "show processor, memory and disk of running containers", json_flag, stats),
+    Command(
+        "stats",
+        "show processor, memory and disk of running containers",
+        json_flag,
+        stats,
+        "  polypod stats\n  polypod stats --json",
+    ),
 )

@@ -168,13 +168,29 @@ COMMANDS = (
         down,
         "  polypod down\n  polypod down --root /tmp/p/root --state /tmp/p/state",
     ),
-    Command("plugins", "list plugins and what they offer", _shown, plugins),
-    Command("doctor", "say what this host lacks", json_flag, doctor),
+    Command(
+        "plugins",
+        "list plugins and what they offer, unusable ones with the reason",
+        _shown,
+        plugins,
+        "  polypod plugins\n  polypod plugins --set plugins.disabled='[\"vm\"]'",
+    ),
+    Command(
+        "doctor",
+        "say what this host can and cannot do for pods, and what to do about it",
+        json_flag,
+        doctor,
+        "  polypod doctor\n\n"
+        "states: ok; limited (pods run, something they may ask for does not); absent (not needed);\n"
+        "missing (no real pod runs; the exit status is 1 then)",
+    ),
     Command(
         "config",
         "print, check and explain the configuration",
         _config_arguments,
         lambda _args: 2,
-        "  polypod config default > /etc/polypod/config.toml",
+        "  polypod config default > /etc/polypod/config.toml\n"
+        "  polypod config check /etc/polypod/config.toml\n"
+        "  polypod config show --set server.root=/tmp/p",
     ),
 )

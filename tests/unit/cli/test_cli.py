@@ -205,3 +205,33 @@ def test_archive_reference_detects_the_kind(tmp_path):
         assert archive_reference(file) == f"{kind}:{file}"
     with pytest.raises(Usage):
         archive_reference(tmp_path / "none")
+
+
+@pytest.mark.parametrize("command", commands(), ids=lambda command: command.name)
+def test_every_command_explains_itself(command, capsys):
+    with pytest.raises(SystemExit) as left:
+        main([command.name, "--help"])
+    text = capsys.readouterr().out
+    assert left.value.code == 0
+    assert "examples:\n" in text
+    assert f"polypod {command.name}" in text
+
+
+def test_the_whole_help_names_exit_status_environment_and_files(capsys):
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    text = capsys.readouterr().out
+    for title in ("first steps:", "exit status:", "environment:", "files:"):
+        assert title in text
+
+
+def test_doctor_prints_a_row_per_probe(capsys):
+    from polypod.doctor.report import PROBES
+
+    main(["doctor"])
+    assert len(capsys.readouterr().out.splitlines()) == len(PROBES) + 1
+
+
+def test_plugins_names_the_simulator(capsys):
+    assert main(["plugins"]) == 0
+    assert "runtime type  simulator" in capsys.readouterr().out
