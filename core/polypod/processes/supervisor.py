@@ -43,7 +43,6 @@ class SupervisorClient:
         self._supervisor: Connection
         self._keeper: Connection
         self._tasks: set[asyncio.Task[None]] = set()
-        self._caught_up = asyncio.Event()
 
     def connect(self, supervisor: Connection, keeper: Connection) -> None:
         """Take the connections."""
@@ -53,7 +52,8 @@ class SupervisorClient:
         """Learn what lives and what has ended, after the connections are open."""
         for found in await self.processes():
             self._exits.know(found.process_id)
-        await self._caught_up.wait()
+        # Only now: news of a process that was not known yet has been dropped.
+        await self._catch_up()
 
     async def make_namespaces(
         self,
@@ -289,8 +289,6 @@ class SupervisorClient:
         except Unavailable as error:
             # The next connection catches up.
             _log.info("exits: %s", error)
-        else:
-            self._caught_up.set()
 
 
 def _namespaces(sandbox_id: SandboxId, answer: Message, fds: list[int]) -> SandboxNamespaces:
