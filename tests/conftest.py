@@ -1,10 +1,19 @@
-"""What this host can do, as markers; and proof that a test leaves nothing behind."""
+"""What this host can do, as markers; and proof that a test leaves nothing behind.
+
+A run as root lives in a mount namespace of its own, so that no mount of a test can stay on the host; and,
+where a cgroup2 hierarchy is there, in a cgroup of its own there, in which every process that the run
+starts shows up, whoever its parent became. The engine's cgroups lie elsewhere and are not touched by that.
+"""
 
 from __future__ import annotations
 
+import ctypes
 import ctypes.util
+import gc
 import os
 import shutil
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -105,8 +114,92 @@ def pytest_report_header() -> list[str]:
     ]
 
 
-def _residue() -> dict[str, set[str]]:
-    """What a test could leave on the host: mounts, links, named namespaces, cgroups of ours."""
+_libc = ctypes.CDLL(None, use_errno=True)
+_CLONE_NEWNS, _MS_REC, _MS_PRIVATE = 0x20000, 0x4000, 1 << 18
+_GROUP = pytest.StashKey[Path]()
+
+
+def _leave_host_mounts() -> str:
+    """Move into an own mount namespace from which nothing propagates; return why that failed."""
+    if _libc.unshare(_CLONE_NEWNS) or _libc.mount(b"", b"/", b"", _MS_REC | _MS_PRIVATE, b""):
+        return os.strerror(ctypes.get_errno())
+    return ""
+
+
+def _own_group() -> Path | None:
+    """Move into a new cgroup of the cgroup2 hierarchy; None where that cannot be."""
+    mounts = [line.split() for line in Path("/proc/self/mountinfo").read_text().splitlines()]
+    unified = next((line[4] for line in mounts if "cgroup2" in line[line.index("-") :]), None)
+    own = next(
+        (line[3:] for line in Path("/proc/self/cgroup").read_text().split() if line[:2] == "0:"), ""
+    )
+    if unified is None or not own:
+        return None
+    group = Path(unified) / own.strip("/") / f"polypod-pytest-{os.getpid()}"
+    try:
+        group.mkdir()
+        (group / "cgroup.procs").write_text("0")
+    except OSError:
+        return None
+    return group
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_configure(config: pytest.Config) -> None:
+    if _why_not("needs_root"):
+        return
+    failed = _leave_host_mounts()
+    if failed:
+        raise pytest.UsageError(f"cannot make a mount namespace for this run: {failed}")
+    group = _own_group()
+    if group is not None:
+        config.stash[_GROUP] = group
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    group = config.stash.get(_GROUP, None)
+    if group is None:
+        return
+    (group.parent / "cgroup.procs").write_text("0")
+    if (group / "cgroup.procs").read_text():
+        # Reported by `nothing_outlives`; whoever is in there was started by us.
+        (group / "cgroup.kill").write_text("1")
+    for _ in range(100):
+        try:
+            group.rmdir()
+        except OSError:
+            time.sleep(0.02)
+        else:
+            return
+
+
+def _processes(group: Path | None) -> set[str]:
+    """Return "pid name" of every process of this run but ourselves."""
+    found: set[str] = set()
+    for pid in (group / "cgroup.procs").read_text().split() if group is not None else ():
+        try:
+            name = Path(f"/proc/{pid}/comm").read_text().strip()
+        except OSError:
+            continue
+        if int(pid) != os.getpid():
+            found.add(f"{pid} {name}")
+    return found
+
+
+def _descriptors() -> set[str]:
+    """Return "number target" of what we have open and somebody should have closed."""
+    found: set[str] = set()
+    for number in os.listdir("/proc/self/fd"):
+        try:
+            target = os.readlink(f"/proc/self/fd/{number}")
+        except OSError:
+            continue
+        found.add(f"{number} {target}")
+    return found
+
+
+def _residue(group: Path | None) -> dict[str, set[str]]:
+    """What a test could leave: mounts, links, named namespaces, cgroups, processes, descriptors."""
     mounts = {line.split()[4] for line in Path("/proc/self/mountinfo").read_text().splitlines()}
     links = set(os.listdir("/sys/class/net"))
     netns = set(os.listdir("/run/netns")) if os.path.isdir("/run/netns") else set()
@@ -115,25 +208,55 @@ def _residue() -> dict[str, set[str]]:
         base = Path("/sys/fs/cgroup") / name
         if base.is_dir():
             cgroups |= {str(item) for item in base.glob("polypod*")}
-    return {"mounts": mounts, "links": links, "network namespaces": netns, "cgroups": cgroups}
+    return {
+        "mounts": mounts,
+        "links": links,
+        "network namespaces": netns,
+        "cgroups": cgroups,
+        "processes": _processes(group),
+        "descriptors": _descriptors(),
+    }
+
+
+def _what_stays(before: dict[str, set[str]], group: Path | None) -> dict[str, set[str]]:
+    """Return what is there now and was not before; what is only slow to go gets some seconds."""
+    left: dict[str, set[str]] = {}
+    for attempt in range(100):
+        after = _residue(group)
+        left = {kind: after[kind] - before[kind] for kind in after if after[kind] - before[kind]}
+        if not left:
+            return {}
+        if attempt == 0:
+            gc.collect()
+        # Interfaces of a dead namespace go some milliseconds behind it.
+        time.sleep(0.05)
+    return left
+
+
+@pytest.fixture(scope="session", autouse=True)
+def nothing_outlives(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Compare the host before and after the run: what fixtures of a module share is gone, too."""
+    if _why_not("needs_root"):
+        yield
+        return
+    group = request.config.stash.get(_GROUP, None)
+    before = _residue(group)
+    yield
+    left = _what_stays(before, group)
+    left.pop("descriptors", None)  # libraries keep some for the whole run
+    if left:
+        pytest.fail(f"left behind by this run: {left}")
 
 
 @pytest.fixture(autouse=True)
-def nothing_left(request: pytest.FixtureRequest):
+def nothing_left(request: pytest.FixtureRequest) -> Iterator[None]:
     """Compare the host before and after each test that needs root."""
     if request.node.get_closest_marker("needs_root") is None:
         yield
         return
-    before = _residue()
+    group = request.config.stash.get(_GROUP, None)
+    before = _residue(group)
     yield
-    import time
-
-    left: dict[str, set[str]] = {}
-    for _ in range(100):
-        after = _residue()
-        left = {kind: after[kind] - before[kind] for kind in after if after[kind] - before[kind]}
-        if not left:
-            return
-        # Interfaces of a dead namespace go some milliseconds behind it.
-        time.sleep(0.05)
-    pytest.fail(f"left behind: {left}")
+    left = _what_stays(before, group)
+    if left:
+        pytest.fail(f"left behind: {left}")
