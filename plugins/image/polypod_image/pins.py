@@ -15,6 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 from typing import Self
+from weakref import WeakValueDictionary
 
 
 class Pins:
@@ -23,7 +24,7 @@ class Pins:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._held: Counter[Path] = Counter()
-        self._makers: dict[Path, threading.Lock] = {}
+        self._makers: WeakValueDictionary[Path, threading.Lock] = WeakValueDictionary()
 
     def lease(self) -> Lease:
         """Return a new, empty lease."""
@@ -51,9 +52,7 @@ class Pins:
     def maker(self, path: Path) -> threading.Lock:
         """Return the lock that whoever makes this path takes: it is made once."""
         with self._lock:
-            if len(self._makers) > 1000:
-                self._makers = {key: lock for key, lock in self._makers.items() if lock.locked()}
-            return self._makers.setdefault(path, threading.Lock())
+            return self._makers.setdefault(path, threading.Lock())  # kept while somebody has it
 
 
 class Lease:

@@ -21,9 +21,14 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
+from polypod.plugin.errors import InvalidArgument
 from polypod.plugin.ids import ContainerId, Digest
 from polypod_image.digests import split
+
+MAX_ROOT: Final = 400
+"""Bytes of the root's path: the kernel takes 4096 in all, and layers have long paths of their own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +87,13 @@ class Places:
         return self.containers / container_id
 
     def make(self) -> None:
-        """Make the directories; nobody but root can look into them (CVE-2021-41103)."""
+        """Make the directories; nobody but root can look into them (CVE-2021-41103).
+
+        Raises:
+            InvalidArgument: the root's path is too long for what lies below it.
+        """
+        if len(os.fsencode(self.root)) > MAX_ROOT:
+            raise InvalidArgument(f"{self.root}: longer than {MAX_ROOT} bytes: use a shorter path")
         self.root.mkdir(mode=0o700, parents=True, exist_ok=True)
         self.root.chmod(0o700)
         for each in (

@@ -29,7 +29,8 @@ from polypod_image.merged import (
 
 _MAX_OPEN: Final = 64
 """Directories that are kept open."""
-_MAX_PATH: Final = 4096
+_MAX_PATH: Final = 3500
+"""Bytes of a path within a layer: with the store's own path before it, the kernel still takes it."""
 _OPEN_DIRECTORY: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
@@ -303,8 +304,8 @@ class LayerTree:
     def _enter(self, parent: Directory, name: bytes) -> Directory:
         """Return a directory of this layer, in place of whatever else had the name."""
         path = _join(parent.path, name)
-        if len(path) > _MAX_PATH:
-            raise InvalidArgument(f"a path of more than {_MAX_PATH} bytes")
+        if len(path) > _MAX_PATH - 256:
+            raise InvalidArgument(f"directories of more than {_MAX_PATH} bytes")
         status = self.status(parent, name)
         if status is not None and not stat.S_ISDIR(status.st_mode):
             whiteout = is_whiteout(status)

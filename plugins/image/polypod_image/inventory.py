@@ -1,0 +1,291 @@
+"""What of the store blocks: opening, importing, collecting, reading. Each method belongs in a thread.
+
+The event loop's side is `store`; between the two there is nothing but calls with plain values.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import logging
+import os
+import secrets
+import stat
+import time
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from threading import Event, Lock
+from typing import Final
+
+from polypod.plugin.errors import (
+    BackendError,
+    FailedPrecondition,
+    InvalidArgument,
+    ResourceExhausted,
+    Unsupported,
+)
+from polypod.plugin.ids import ImageId
+from polypod.plugin.images import FilesystemUsage, Image, Progress
+from polypod_image.blobs import Blobs
+from polypod_image.catalog import DIGEST, SOURCE, TAG, Catalog, StoredImage
+from polypod_image.containers import check_filesystem, prepare_directory
+from polypod_image.copying import copy_merged
+from polypod_image.importing import Arrived, Importer, base_name
+from polypod_image.layers import Layers
+from polypod_image.merged import MergedView, read_file
+from polypod_image.meter import Meter
+from polypod_image.options import Limits
+from polypod_image.pins import Pins
+from polypod_image.places import Places
+from polypod_image.platforms import host_platform
+from polypod_image.references import Reference, with_digest
+from polypod_image.sources import LocalSource, Transport, open_archive
+from polypod_image.streams import Source
+from polypod_image.trash import Trash
+
+log = logging.getLogger(__name__)
+
+_FULL: Final = frozenset((errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE, errno.ENOMEM))
+
+
+class Inventory:
+    """Catalog, blobs and layers of one root."""
+
+    def __init__(
+        self, places: Places, trash: Trash, limits: Limits, users: Callable[[], Iterable[ImageId]]
+    ) -> None:
+        """Open what is there; `clean` comes next.
+
+        Args:
+            places: where.
+            trash: takes what goes away.
+            limits: of layers.
+            users: the images that containers use.
+
+        Raises:
+            FailedPrecondition: another process uses this root.
+            BackendError: the file system cannot hold a store.
+        """
+        self.stopping = Event()
+        self._places = places
+        self._trash = trash
+        self._limits = limits
+        self._users = users
+        self._pins = Pins()
+        self._committing = Lock()
+        """An image enters the catalog, or a collection looks at all of it: never both."""
+        self._lock = _locked(places.lock)
+        try:
+            check_filesystem(places.root)
+            for each in places.work.iterdir():
+                trash.throw(each)
+            self.catalog = Catalog(places.catalog)
+        except BaseException:
+            os.close(self._lock)
+            raise
+        self._blobs = Blobs(places, limits.free_bytes)
+        self.layers = Layers(places, self.catalog, trash, limits, self.stopping)
+
+    def clean(self) -> None:
+        """Throw away what is unfinished, damaged or used by nobody; `users` must answer by now."""
+        self.layers.clean()
+        self._drop_broken()
+        self.collect()
+
+    def close(self) -> None:
+        """Close it; nothing is under way any more."""
+        self.catalog.close()
+        os.close(self._lock)
+
+    def usage(self) -> FilesystemUsage:
+        """Return what blobs and layers take."""
+        sizes, layers = self._blobs.sizes(), self.catalog.layers.values()
+        used = sum(-(-size // 4096) * 4096 for size in sizes.values())
+        return FilesystemUsage(
+            time.time_ns(),
+            self._places.root,
+            used + sum(each.bytes for each in layers),
+            len(sizes) + sum(each.inodes for each in layers),
+        )
+
+    # Bringing in
+
+    def bring(
+        self,
+        source: LocalSource,
+        names: tuple[Reference, ...],
+        alias: str,
+        progress: Progress | None,
+    ) -> Sequence[Image]:
+        """Import the images of a source.
+
+        Args:
+            source: where from.
+            names: what the one image shall be called; empty for what the source calls them.
+            alias: a further name, which `find` knows and no list shows.
+            progress: called with each step, in this thread.
+
+        Raises:
+            InvalidArgument: malformed, hostile, or several images for one name.
+            NotFound: no such image, or none for this host.
+            ResourceExhausted: no space.
+            Unsupported: what this store cannot unpack.
+        """
+        try:
+            return self._bring(source, names, alias, progress)
+        except OSError as error:
+            kind = ResourceExhausted if error.errno in _FULL else BackendError
+            raise kind(f"{source.path}: {error.strerror or error}") from error
+
+    def _bring(
+        self,
+        source: LocalSource,
+        names: tuple[Reference, ...],
+        alias: str,
+        progress: Progress | None,
+    ) -> Sequence[Image]:
+        archive, kind = open_archive(source, self._unpacked)
+        try:
+            with self._pins.lease() as lease:
+                importer = Importer(
+                    archive,
+                    self._blobs,
+                    lease,
+                    host_platform(),
+                    base_name(source.path),
+                    progress,
+                    self._limits.layer_bytes,
+                )
+                docker = kind is Transport.DOCKER_ARCHIVE
+                arrived = (importer.docker if docker else importer.oci)(source.wanted)
+                if (names or alias) and len(arrived) > 1:
+                    some = ", ".join(str(name) for each in arrived for name in each.names)
+                    raise InvalidArgument(
+                        f"{source.path}: it has {len(arrived)} images ({some}); "
+                        "one name cannot be given to all: choose one"
+                    )
+                for each in arrived:
+                    self.layers.ensure(lease, each.image)
+                with self._committing:
+                    return [self._commit(each, names or each.names, alias) for each in arrived]
+        finally:
+            archive.close()
+
+    def _commit(self, arrived: Arrived, names: Sequence[Reference], alias: str) -> Image:
+        found: dict[str, str] = {alias: SOURCE} if alias else {}
+        for each in names:
+            if each.tagged:
+                found[each.tagged] = TAG
+            found[with_digest(each, arrived.image.manifest_digest)] = DIGEST
+        self.catalog.add(arrived.image, found)
+        return self.catalog.shown[arrived.image.id]
+
+    def _unpacked(self, source: Source) -> Path:
+        """Write a source into a temporary file, within the limits of a layer."""
+        path = self._places.work / f"archive-{secrets.token_hex(12)}"
+        meter = Meter(str(self._places.work), self._limits, self.stopping)
+        try:
+            with path.open("xb") as file:
+                while piece := source():
+                    meter.update(piece)
+                    file.write(piece)
+        except BaseException:
+            path.unlink(missing_ok=True)
+            raise
+        return path
+
+    # Taking away
+
+    def collect(self) -> None:
+        """Throw away what no image, no container and no running import needs."""
+        with self._committing:
+            self._collect_now()
+
+    def _collect_now(self) -> None:
+        # In this order: who was prepared before the image was retired is seen as its user.
+        retired = [image.id for image in self.catalog.images.values() if image.retired]
+        used_by = set(self._users())
+        for image_id in retired:
+            if image_id not in used_by:
+                self.catalog.forget_retired(image_id)
+        images = self.catalog.images.values()
+        blobs = {digest for image in images if not image.retired for digest, _ in image.blobs}
+        chains = {chain_id for image in images for chain_id in image.chain}
+        for digest in self._blobs.sizes():
+            if digest not in blobs:
+                self._pins.collect(self._places.blob(digest), self._trash.throw)
+        gone = [
+            chain_id
+            for chain_id in self.catalog.layers
+            if chain_id not in chains
+            and self._pins.collect(self._places.layer(chain_id), self._trash.throw)
+        ]
+        self.catalog.forget_layers(gone)
+
+    # Using
+
+    def read_file(self, image: StoredImage, path: str, limit: int) -> bytes | None:
+        """Return a small regular file of an image, None for anything else."""
+        with self._pins.lease() as lease:
+            layers = self.layers.ensure(lease, image)
+            node = MergedView(_topmost_first(layers)).resolve(os.fsencode(path)) if layers else None
+            if node is None:
+                return None
+            try:
+                return read_file(node, limit)
+            except ValueError:
+                raise too_large(image.id, path, limit) from None
+
+    def root_of(self, image: StoredImage) -> tuple[tuple[Path, ...], tuple[int, int, int]]:
+        """Return an image's layers, topmost first, and mode, owner and group of its root."""
+        with self._pins.lease() as lease:
+            layers = self.layers.ensure(lease, image)
+        if not layers:
+            raise Unsupported(f"image {image.id} has no layers: there is nothing to run in it")
+        # A layer that is opaque as a whole ends the stack: overlayfs does not look for that mark.
+        visible = MergedView(_topmost_first(layers)).layers
+        status = os.lstat(visible[0])
+        root = (stat.S_IMODE(status.st_mode), status.st_uid, status.st_gid)
+        return tuple(Path(os.fsdecode(each)) for each in visible), root
+
+    def copy(self, image: StoredImage) -> Path:
+        """Return a new place whose ``fs`` is a copy of what the image shows."""
+        meter = Meter(str(self._places.work), self._limits, self.stopping)
+        with self._pins.lease() as lease:
+            layers = self.layers.ensure(lease, image)
+            view = MergedView(_topmost_first(layers))
+            return prepare_directory(
+                self._places.work, lambda target: copy_merged(view, target, meter)
+            )
+
+    # Within
+
+    def _drop_broken(self) -> None:
+        """Forget images whose blobs are gone; a retired one needs no blobs, only its layers."""
+        here = self._blobs.sizes()
+        for image in self.catalog.images.values():
+            missing = [digest for digest, _ in image.blobs if digest not in here]
+            if missing and not image.retired:
+                log.error("image %s is dropped: its blob %s is missing", image.id, missing[0])
+                self.catalog.retire(image.id)
+
+
+def _locked(path: Path) -> int:
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        raise FailedPrecondition(
+            f"{path.parent}: another server uses this image store; give this one its own server.root"
+        ) from None
+    return descriptor
+
+
+def _topmost_first(layers: Sequence[Path]) -> Sequence[bytes]:
+    return [os.fsencode(each) for each in reversed(layers)]
+
+
+def too_large(image_id: ImageId, path: str, limit: int) -> InvalidArgument:
+    """Return the error for a file beyond the limit."""
+    return InvalidArgument(f"image {image_id}: {path[:200]} is larger than {limit} bytes")
