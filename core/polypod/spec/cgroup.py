@@ -10,6 +10,7 @@ Spec:
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Final
 
 from polypod.plugin.errors import InvalidArgument, Unsupported
@@ -45,6 +46,7 @@ def v1_files(
             f"resources.unified {sorted(resources.unified)}: these are files of cgroup v2, "
             "this host has cgroup v1"
         )
+    resources = _without_zeros(resources)
     found = {
         "devices": v1_device_files(resources.devices),
         "pids": _pids(resources),
@@ -72,6 +74,7 @@ def v2_files(resources: OciResources, *, current_memory: int | None = None) -> F
         InvalidArgument: limits that contradict each other.
         Unsupported: what only v1 has (swappiness, no OOM killer).
     """
+    resources = _without_zeros(resources)
     found = [
         *_pids(resources),
         *_v2_memory(resources.memory, current_memory),
@@ -105,6 +108,26 @@ def cpu_weight(shares: int) -> int:
     exponent = (power * power + 125 * power) / 612 - 7 / 34
     # Less a little, because 1024 must not become 101 by rounding.
     return math.ceil(10**exponent - 1e-6)
+
+
+def _without_zeros(resources: OciResources) -> OciResources:
+    """Drop limits of 0: bundles in the field carry them where nothing is meant, and runc skips them."""
+    memory, cpu = resources.memory, resources.cpu
+    return replace(
+        resources,
+        memory=replace(
+            memory,
+            limit=memory.limit or None,
+            swap=memory.swap or None,
+            reservation=memory.reservation or None,
+        ),
+        cpu=replace(
+            cpu,
+            shares=cpu.shares or None,
+            quota=cpu.quota or None,
+            period=cpu.period or None,
+        ),
+    )
 
 
 def _pids(resources: OciResources) -> Files:
