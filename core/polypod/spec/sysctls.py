@@ -1,7 +1,11 @@
-"""Sysctls of a pod: only those that belong to a namespace of its own, with values that can do no harm.
+"""Kernel parameters of a pod: only those that belong to a namespace which the pod has (E9).
+
+They are written by our own code through a procfs of the pod, never by a helper's command line. A name
+or value that could mean something else anywhere is refused all the same.
 
 Spec:
-    kubernetes/cri-api api.proto, LinuxPodSandboxConfig.sysctls; CVE-2022-0811, CVE-2022-0532 (E9).
+    kubernetes/cri-api api.proto, LinuxPodSandboxConfig.sysctls; Documentation/admin-guide/sysctl/;
+    CVE-2022-0811 and CVE-2022-0532.
 """
 
 from __future__ import annotations
@@ -12,65 +16,87 @@ from typing import Final
 
 from polypod.plugin.errors import InvalidArgument
 
-_NAME: Final = re.compile(r"[a-z0-9_]+(?:[./][A-Za-z0-9_\-*]+)+")
-_VALUE: Final = re.compile(r"[A-Za-z0-9_.,:\-/ \t]{0,1024}")
-_IPC_NAMES: Final = frozenset(
-    [
-        "kernel.msgmax",
-        "kernel.msgmnb",
-        "kernel.msgmni",
-        "kernel.sem",
-        "kernel.shmall",
-        "kernel.shmmax",
-        "kernel.shmmni",
-        "kernel.shm_rmid_forced",
-    ]
+_IPC: Final = frozenset(
+    f"kernel.{name}"
+    for name in (
+        "msgmax",
+        "msgmnb",
+        "msgmni",
+        "msg_next_id",
+        "sem",
+        "sem_next_id",
+        "shm_next_id",
+        "shm_rmid_forced",
+        "shmall",
+        "shmmax",
+        "shmmni",
+    )
 )
-_IPC_PREFIX: Final = "fs.mqueue."
-_NETWORK_PREFIX: Final = "net."
+_IPC_TREE: Final = "fs.mqueue."
+_NETWORK_TREE: Final = "net."
+# An interface's name may hold dots, which is what the form with slashes is for.
+_NAME: Final = re.compile(r"[a-z0-9][A-Za-z0-9_-]*([./][A-Za-z0-9][A-Za-z0-9_-]*)+")
+_VALUE: Final = re.compile(r"[A-Za-z0-9_.,:/-]+( [A-Za-z0-9_.,:/-]+)*")
+_MAX_NAME: Final = 253
+_MAX_VALUE: Final = 1024
+_SWAPPED: Final = str.maketrans("./", "/.")
 
 
 def checked_sysctls(
-    values: Mapping[str, str], *, host_network: bool, host_ipc: bool
+    values: Mapping[str, str],
+    *,
+    host_network: bool,
+    host_ipc: bool,
+    extra_allowed: frozenset[str] = frozenset(),
 ) -> dict[str, str]:
-    """Return the sysctls of a pod, names with dots between directories.
+    """Return what may be set, names in the form with dots (``net.ipv4.conf.eth0/7.forwarding``).
+
+    Args:
+        values: name → value as requested; names in either form of sysctl(8).
+        host_network: the pod uses the host's network namespace.
+        host_ipc: the pod uses the host's IPC namespace.
+        extra_allowed: further names, in the form with dots, that the handler's configuration vouches for.
 
     Raises:
-        InvalidArgument: a name is not namespaced, its namespace is the host's, or a name or value is
-            malformed.
+        InvalidArgument: a name or value is malformed, a parameter belongs to no namespace or to one that
+            the pod shares with the host, or two names mean the same.
     """
     found: dict[str, str] = {}
-    for name, value in values.items():
-        dotted = _dotted(name)
-        _check_namespace(name, dotted, host_network=host_network, host_ipc=host_ipc)
-        if not _VALUE.fullmatch(value):
+    for given, value in values.items():
+        name = _normalised(given)
+        _check_scope(name, host_network=host_network, host_ipc=host_ipc, extra=extra_allowed)
+        if len(value) > _MAX_VALUE or not _VALUE.fullmatch(value):
             raise InvalidArgument(
-                f"sysctl {name}: value {value[:80]!r} holds characters that no sysctl needs"
+                f"sysctls {name}: value {value[:80]!r} may hold letters, digits, '_.,:/-' and single "
+                "spaces between words"
             )
-        if found.setdefault(dotted, value) != value:
-            raise InvalidArgument(f"sysctl {name}: given twice with different values")
+        if name in found:
+            raise InvalidArgument(f"sysctls {given!r}: {name} is given twice")
+        found[name] = value
     return found
 
 
-def _dotted(name: str) -> str:
-    """Return one spelling: ``net/ipv4/conf/eth0.7/rp_filter`` keeps its inner dot as a slash."""
-    if not _NAME.fullmatch(name) or ".." in name or "//" in name:
-        raise InvalidArgument(f"sysctl {name[:80]!r}: not a name such as net.core.somaxconn")
-    first = re.search(r"[./]", name)
-    if first is not None and first[0] == "/":
-        return name.translate(str.maketrans("./", "/."))
-    return name
+def _normalised(given: str) -> str:
+    """Return a name with dots between directories: the separator that comes first tells the form."""
+    if len(given) > _MAX_NAME or not _NAME.fullmatch(given):
+        raise InvalidArgument(f"sysctls {given[:80]!r}: is no name of a kernel parameter")
+    first = next(char for char in given if char in "./")
+    return given if first == "." else given.translate(_SWAPPED)
 
 
-def _check_namespace(name: str, dotted: str, *, host_network: bool, host_ipc: bool) -> None:
-    if dotted.startswith(_NETWORK_PREFIX):
-        if host_network:
-            raise InvalidArgument(f"sysctl {name}: the pod is in the host's network namespace")
-    elif dotted in _IPC_NAMES or dotted.startswith(_IPC_PREFIX):
-        if host_ipc:
-            raise InvalidArgument(f"sysctl {name}: the pod is in the host's IPC namespace")
+def _check_scope(name: str, *, host_network: bool, host_ipc: bool, extra: frozenset[str]) -> None:
+    if name in extra:
+        return
+    if name.startswith(_NETWORK_TREE):
+        shared, namespace = host_network, "network"
+    elif name in _IPC or name.startswith(_IPC_TREE):
+        shared, namespace = host_ipc, "IPC"
     else:
         raise InvalidArgument(
-            f"sysctl {name}: not of a namespace of the pod's own; possible are net.*, fs.mqueue.*, "
-            f"{', '.join(sorted(_IPC_NAMES))}"
+            f"sysctls {name}: belongs to no namespace of a pod, it would change the host; allowed are "
+            "net.*, fs.mqueue.*, kernel.shm*, kernel.msg* and kernel.sem*"
+        )
+    if shared:
+        raise InvalidArgument(
+            f"sysctls {name}: the pod uses the host's {namespace} namespace, it would change the host"
         )
