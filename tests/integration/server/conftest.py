@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import grpc
 import pytest
 
 from polypod.client import CriClient
@@ -18,14 +19,14 @@ class Server:
         self.endpoint = f"unix://{place}/run/cri.sock"
         self.places = ["--root", f"{place}/root", "--state", f"{place}/state"]
         self.process = None
+        self.log = place / "server.log"
 
-    def start(self, *settings, env=None):
+    def start(self, *settings):
         words = [POLYPOD, "serve", "--listen", self.endpoint, *self.places]
         for setting in ("handlers.sim.type=simulator", "server.default_handler=sim", *settings):
             words += ["--set", setting]
-        self.process = subprocess.Popen(
-            words, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=env
-        )
+        with self.log.open("ab") as log:
+            self.process = subprocess.Popen(words, stdin=subprocess.DEVNULL, stderr=log)
         return self
 
     async def ready(self):
@@ -45,8 +46,17 @@ class Server:
     def end(self):
         """SIGTERM; return the exit code and what was logged."""
         self.process.terminate()
-        _out, err = self.process.communicate(timeout=20)
-        return self.process.returncode, err
+        return self.ended()
+
+    def ended(self):
+        """Wait for the end; return the exit code and what was logged."""
+        return self.process.wait(timeout=20), self.log.read_text()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def grpc_is_awake():
+    """gRPC opens descriptors with its first channel: before tests are compared, and until the end."""
+    grpc.aio.init_grpc_aio()
 
 
 @pytest.fixture
@@ -55,7 +65,7 @@ def server(tmp_path):
     yield made
     if made.process is not None and made.process.poll() is None:
         made.process.kill()
-        made.process.communicate()
+        made.process.wait()
 
 
 @pytest.fixture
