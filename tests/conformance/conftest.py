@@ -1,0 +1,102 @@
+"""One server per module and handler; each test finds it empty and must leave it empty."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import grpc
+import pytest
+from conformance import images
+from conformance.pods import Pods
+from conformance.subjects import Subject, subjects
+from support.server import Server
+
+from polypod.client import CriClient, pb
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    here = Path(__file__).parent
+    for item in items:
+        if here in item.path.parents:
+            item.add_marker(pytest.mark.conformance)
+
+
+@pytest.fixture(scope="module", params=subjects())
+def handler(request: pytest.FixtureRequest) -> Subject:
+    """The runtime handler that is tested."""
+    return request.param
+
+
+@pytest.fixture(scope="session", autouse=True)
+def grpc_stays_open() -> None:
+    """Keep gRPC's own sockets for the whole run: a test that opens them first would seem to leak them."""
+    grpc.aio.init_grpc_aio()
+
+
+@pytest.fixture(scope="module")
+def server(request: pytest.FixtureRequest, handler: Subject):
+    """A server whose default handler is the one tested.
+
+    A module may set ``FAILPOINTS`` to rules that its servers run with.
+    """
+    failpoints = getattr(request.module, "FAILPOINTS", "")
+    server = Server(
+        handler.settings,
+        config=handler.config,
+        environment={"POLYPOD_FAILPOINTS": failpoints},
+    )
+    try:
+        server.start()
+        asyncio.run(_warm_up(server))
+        yield server
+    finally:
+        server.take_down()
+
+
+async def _warm_up(server: Server) -> None:
+    """Run a first pod: it brings what a server makes once, such as its bridge and its cgroup."""
+    async with CriClient(server.endpoint) as cri:
+        meta = pb.PodSandboxMetadata(name="first", uid="first", namespace="conformance")
+        sandbox_id = await cri.run_sandbox(pb.PodSandboxConfig(metadata=meta, hostname="first"))
+        await cri.stop_sandbox(sandbox_id)
+        await cri.remove_sandbox(sandbox_id)
+
+
+@pytest.fixture(scope="session")
+def layout(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The OCI layout of the image that tests run."""
+    place = tmp_path_factory.mktemp("images") / "conformance"
+    return images.write_layout(place, [images.busybox_layer()])
+
+
+@pytest.fixture
+def reference(request: pytest.FixtureRequest, handler: Subject) -> str:
+    """What PullImage is asked for to get that image."""
+    if handler.simulated:
+        return images.SIMULATED_NAME
+    return f"oci:{request.getfixturevalue('layout')}"
+
+
+@pytest.fixture
+async def cri(server: Server):
+    """A client of the server."""
+    async with CriClient(server.endpoint) as client:
+        yield client
+
+
+@pytest.fixture
+async def image(cri: CriClient, handler: Subject, reference: str) -> str:
+    """The name of an image that is there."""
+    name = images.SIMULATED_NAME if handler.simulated else images.NAME
+    if not (await cri.image_status(name)).HasField("image"):
+        await cri.pull_image(reference)
+    return name
+
+
+@pytest.fixture
+async def pods(cri: CriClient, image: str, tmp_path: Path):
+    """Makes pods; what a test leaves is removed."""
+    made = Pods(cri, image, tmp_path)
+    yield made
+    await made.remove_all()

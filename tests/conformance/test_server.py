@@ -1,0 +1,132 @@
+"""What a kubelet asks a socket before it trusts it: Version, ImageFsInfo, Status, RuntimeConfig."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+from conformance.pods import refused
+
+from polypod.api.unimplemented import UNIMPLEMENTED
+from polypod.client import CriClient, pb
+from polypod.plugin.runtime import Feature
+
+REACHED = {
+    "Version",
+    "Status",
+    "RuntimeConfig",
+    "UpdateRuntimeConfig",
+    "RunPodSandbox",
+    "StopPodSandbox",
+    "RemovePodSandbox",
+    "PodSandboxStatus",
+    "ListPodSandbox",
+    "CreateContainer",
+    "StartContainer",
+    "StopContainer",
+    "RemoveContainer",
+    "ListContainers",
+    "ContainerStatus",
+    "ExecSync",
+    "ReopenContainerLog",
+    "ContainerStats",
+    "ListContainerStats",
+    "ListImages",
+    "ImageStatus",
+    "PullImage",
+    "RemoveImage",
+    "ImageFsInfo",
+}
+
+
+def calls() -> dict[str, tuple[str, object, bool]]:
+    """Return RPC → the service's name in the client, its request type, whether it streams answers."""
+    found = {}
+    for service, client in (("RuntimeService", "runtime"), ("ImageService", "images")):
+        for method in pb.DESCRIPTOR.services_by_name[service].methods:
+            request = getattr(pb, method.input_type.name)
+            found[method.name] = (client, request, method.server_streaming)
+    return found
+
+
+async def test_a1_version_has_what_the_kubelet_checks(cri: CriClient):
+    answer = await cri.version()
+    assert (answer.version, answer.runtime_api_version) == ("0.1.0", "v1")
+    assert answer.runtime_name
+    assert re.match(r"\d+\.\d+\.\d+", answer.runtime_version)
+
+
+async def test_a1_what_is_asked_first_works_without_an_image(cri: CriClient):
+    await cri.version()
+    usage = (await cri.image_filesystem()).image_filesystems[0]
+    assert usage.timestamp > 0
+    conditions = {each.type: each.status for each in (await cri.status()).status.conditions}
+    assert conditions == {"RuntimeReady": True, "NetworkReady": True}
+
+
+async def test_a5_05_the_default_handler_is_listed_under_the_empty_name_too(cri, handler):
+    answer = await cri.status()
+    listed = {each.name: each for each in answer.runtime_handlers}
+    assert {"", handler.name} <= set(listed)
+    assert listed[""].features == listed[handler.name].features
+    assert answer.features.supplemental_groups_policy
+
+
+async def test_status_tells_the_features_of_the_type(cri, handler):
+    listed = {each.name: each for each in (await cri.status()).runtime_handlers}
+    features = listed[handler.name].features
+    assert features.user_namespaces == (Feature.USER_NAMESPACES in handler.features)
+    expected = Feature.RECURSIVE_READ_ONLY in handler.features
+    assert features.recursive_read_only_mounts == expected
+
+
+async def test_status_has_facts_only_when_asked(cri: CriClient):
+    assert not (await cri.status()).info
+    assert "defaultHandler" in (await cri.status(verbose=True)).info["info"]
+
+
+async def test_a5_04_runtime_config_names_a_cgroup_driver(cri: CriClient):
+    answer = await cri.call(cri.runtime, "RuntimeConfig", pb.RuntimeConfigRequest())
+    assert answer.HasField("linux")
+    assert answer.linux.cgroup_driver == pb.CGROUPFS
+
+
+@pytest.mark.parametrize("cidr", ["", "10.9.0.0/24", "10.9.0.0/24,fd00:9::/64"])
+async def test_update_runtime_config_succeeds(cri: CriClient, cidr: str):
+    config = pb.RuntimeConfig(network_config=pb.NetworkConfig(pod_cidr=cidr))
+    request = pb.UpdateRuntimeConfigRequest(runtime_config=config)
+    await cri.call(cri.runtime, "UpdateRuntimeConfig", request)
+
+
+def test_the_list_of_calls_that_are_not_implemented_is_exact():
+    assert set(calls()) - REACHED == UNIMPLEMENTED
+    assert not REACHED & UNIMPLEMENTED
+
+
+@pytest.mark.parametrize("name", sorted(UNIMPLEMENTED))
+async def test_a_call_that_is_not_implemented_says_so(cri: CriClient, name: str):
+    client, request, streams = calls()[name]
+    with refused("UNIMPLEMENTED", name):
+        if not streams:
+            await cri.call(getattr(cri, client), name, request())
+        else:
+            await _first(cri, getattr(cri, client), name, request())
+
+
+async def test_the_socket_is_its_owners_alone(server):
+    socket = server.place / "cri.sock"
+    assert socket.is_socket()
+    assert socket.stat().st_mode & 0o777 == 0o600
+
+
+async def _first(cri, stub, name, request):
+    """Take the first item of a streaming call."""
+    import grpc
+
+    from polypod.client import CriError
+
+    try:
+        async for _item in getattr(stub, name)(request, timeout=30):
+            return
+    except grpc.aio.AioRpcError as error:
+        raise CriError(name, error.code(), error.details() or "") from None
