@@ -93,9 +93,7 @@ class ContainerDirectories:
         """
         place = self._places.container(container_id)
         if container_id in self._held:
-            # A volatile overlay that was mounted once refuses a second mount while its mark is there.
-            with suppress(OSError):
-                (place / "work/work/incompat/volatile").rmdir()
+            _forget_mount(place / "work")
             return place
         pair = self._pair()
         if root != (_PLAIN_MODE, 0, 0):
@@ -211,6 +209,18 @@ def _reset(directory: int, mode: int, trash: int) -> None:
         os.fchown(directory, 0, 0)
     if stat.S_IMODE(status.st_mode) != mode:
         os.fchmod(directory, mode)
+
+
+def _forget_mount(work: Path) -> None:
+    """Remove the mark of a volatile overlay: one that was mounted before refuses a second mount with it.
+
+    The mark warns of lost writes after a loss of power; a container does not survive that.
+    """
+    mark = work / "work/incompat/volatile"
+    with suppress(OSError):
+        (mark / "dirty").unlink()
+        mark.rmdir()
+        mark.parent.rmdir()
 
 
 def _is_pair(path: Path) -> bool:
