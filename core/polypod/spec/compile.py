@@ -1,7 +1,7 @@
 """OCI config → launch plan: the order in which a container comes into being, as data.
 
-The order is the security: cgroups before the cgroup namespace; mounts before the root changes; masks
-after; descriptors closed before the working directory is entered, so that no ``/proc/self/fd/N`` leads
+The order is the security: cgroups before the cgroup namespace; mounts, then masks, before the root
+changes; descriptors closed before the working directory is entered, so that no ``/proc/self/fd/N`` leads
 out (E2); capabilities shrink after everything that needs them; seccomp last of all (E24).
 
 Spec:
@@ -21,6 +21,7 @@ from polypod.plan.operations import Operation, Plan
 from polypod.plugin.errors import InvalidArgument, Unsupported
 from polypod.plugin.oci import (
     CapabilitySets,
+    Linux,
     Namespace,
     OciConfig,
     OciDevice,
@@ -132,6 +133,7 @@ def compile_container(config: OciConfig, sources: Sources) -> Plan:
         *_root(config, sources),
         op.StartSession(),
         *_streams(config.process, sources.streams, own_console=True),
+        *_close_paths(config.linux),
         op.ChangeRoot(),
         *_close_root(config),
         *_become(config.process, config.linux.seccomp),
@@ -294,12 +296,15 @@ def _streams(process: Process, streams: Streams, *, own_console: bool) -> Iterat
     )
 
 
-def _close_root(config: OciConfig) -> Iterator[Operation]:
-    linux = config.linux
+def _close_paths(linux: Linux) -> Iterator[Operation]:
+    """While the launcher's root is still there: its null device is what files are masked with (E4)."""
     if linux.readonly_paths:
         yield op.ReadOnlyPaths(paths=list(linux.readonly_paths))
     if linux.masked_paths:
         yield op.MaskPaths(paths=list(linux.masked_paths))
+
+
+def _close_root(config: OciConfig) -> Iterator[Operation]:
     closed = [
         "/dev"
         for item in config.mounts
@@ -309,7 +314,7 @@ def _close_root(config: OciConfig) -> Iterator[Operation]:
         closed.append("/")
     if closed:
         yield op.ReadOnlyMounts(paths=closed)
-    propagation = parse_propagation(linux.rootfs_propagation)
+    propagation = parse_propagation(config.linux.rootfs_propagation)
     if propagation:
         yield op.SetPropagation(propagation=propagation)
 

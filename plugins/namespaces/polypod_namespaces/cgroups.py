@@ -322,6 +322,10 @@ def _inherit_cpuset(directory: Path) -> None:
     """A v1 cpuset starts without processors, and nothing can join it then."""
     for name in ("cpuset.cpus", "cpuset.mems"):
         value = (directory.parent / name).read_text()
+        if not value.strip():
+            # Somebody else is just making the parent; only a root is never empty.
+            _inherit_cpuset(directory.parent)
+            value = (directory.parent / name).read_text()
         (directory / name).write_text(value)
 
 
