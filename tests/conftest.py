@@ -223,7 +223,7 @@ def _what_stays(before: dict[str, set[str]], group: Path | None) -> dict[str, se
     left: dict[str, set[str]] = {}
     for attempt in range(100):
         after = _residue(group)
-        left = {kind: after[kind] - before[kind] for kind in after if after[kind] - before[kind]}
+        left = {kind: after[kind] - had for kind, had in before.items() if after[kind] - had}
         if not left:
             return {}
         if attempt == 0:
@@ -241,9 +241,9 @@ def nothing_outlives(request: pytest.FixtureRequest) -> Iterator[None]:
         return
     group = request.config.stash.get(_GROUP, None)
     before = _residue(group)
+    del before["descriptors"]  # libraries keep some for the whole run
     yield
     left = _what_stays(before, group)
-    left.pop("descriptors", None)  # libraries keep some for the whole run
     if left:
         pytest.fail(f"left behind by this run: {left}")
 
