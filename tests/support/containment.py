@@ -146,7 +146,13 @@ class Decoy:
             for name in [".", *sorted(directories), *sorted(files)]:
                 path = Path(place, name)
                 facts = path.lstat()
-                known = (facts.st_mode, facts.st_uid, facts.st_gid, facts.st_rdev, facts.st_mtime_ns)
+                known = (
+                    facts.st_mode,
+                    facts.st_uid,
+                    facts.st_gid,
+                    facts.st_rdev,
+                    facts.st_mtime_ns,
+                )
                 digest.update(f"{path} {known} {facts.st_nlink}\n".encode())
                 if path.is_file() and not path.is_symlink():
                     digest.update(path.read_bytes())
@@ -167,7 +173,12 @@ class Bench:
     """The backend on a directory and a cgroup parent of its own."""
 
     def __init__(
-        self, directory: Path, root: Path, host: ProcessHost, parent: str, backend: NamespacesBackend
+        self,
+        directory: Path,
+        root: Path,
+        host: ProcessHost,
+        parent: str,
+        backend: NamespacesBackend,
     ) -> None:
         self.directory = directory
         self.root = root

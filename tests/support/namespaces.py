@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import shutil
 import subprocess
-from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 
 from polypod.plugin.ids import ContainerId, SandboxId, new_id
