@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import sys
+from pathlib import Path
 
 from bench import noise, report
 from bench.parts import PARTS, Sizes
@@ -34,7 +35,7 @@ def main() -> int:
     finally:
         clean = rig.take_down()
     host = {"before": before, "after": noise.observe(), "simulated": args.simulator}
-    path = report.write(results, host)
+    path = report.write(results, host, args.out)
     report.show(results, host, path)
     return int(failed or not clean)
 
@@ -45,6 +46,9 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="few pods: shows that it works")
     parser.add_argument("--pods", type=int, help="pods for each latency row (default: 40)")
     parser.add_argument("--simulator", action="store_true", help="measure the daemon alone")
+    parser.add_argument(
+        "--out", type=Path, default=report.OUT, metavar="DIR", help="for the values"
+    )
     return parser.parse_args()
 
 

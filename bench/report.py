@@ -16,10 +16,10 @@ from bench.samples import Result
 OUT = Path(__file__).parent / "out"
 
 
-def write(results: Sequence[Result], host: Mapping[str, object]) -> Path:
+def write(results: Sequence[Result], host: Mapping[str, object], out: Path) -> Path:
     """Write all values with the host's facts; return the file."""
-    OUT.mkdir(exist_ok=True)
-    path = OUT / f"{datetime.now(UTC):%Y%m%dT%H%M%S}.json"
+    out.mkdir(parents=True, exist_ok=True)
+    path = out / f"{datetime.now(UTC):%Y%m%dT%H%M%S}.json"
     rows = [
         {**asdict(each), "min": each.minimum, "median": each.median, "p95": each.p95}
         for each in results
@@ -39,7 +39,7 @@ def show(results: Sequence[Result], host: Mapping[str, object], path: Path) -> N
         also = ", ".join(f"{name} {value:.3g}" for name, value in each.facts.items())
         figures = (f"{value:.2f}" for value in (each.minimum, each.median, each.p95))
         table.add_row(each.what, *figures, each.unit, also)
-    console = Console(width=None if Console().is_terminal else 140)
+    console = Console(width=None if Console().is_terminal else 170)
     console.print(table, markup=False)
     for when in ("before", "after"):
         facts = host[when]
