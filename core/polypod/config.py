@@ -109,6 +109,8 @@ _FREE_HELP = {
     "network": [
         ("type", '"bridge"', "the network type, as `polypod plugins` lists them"),
         ("subnets", '["10.231.0.0/16", "fd00:10:231::/64"]', "pod addresses, one per family"),
+        ("cni.conf_dir", '"/etc/cni/net.d"', "of the type cni: where its configurations lie"),
+        ("cni.bin_dirs", '["/opt/cni/bin"]', "of the type cni: where its plugins lie"),
     ],
 }
 

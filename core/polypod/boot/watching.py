@@ -1,4 +1,4 @@
-"""Observers of plugins: opened with the services that core lends them, closed before the heart."""
+"""Observers of plugins: opened with the services that core lends them, closed after the heart."""
 
 from __future__ import annotations
 
