@@ -17,6 +17,16 @@ usleep vi watch wc wget which whoami xargs xxd yes zcat
 APPLETS: Final = tuple(_TEXT.split())
 
 
+_TABLE: Final = b"\0[\0[[\0"
+"""How a busybox's own table of applets begins: sorted names, each ended by NUL."""
+_MAX_TABLE: Final = 16 << 10
+
+
 def applets_of(busybox: bytes) -> tuple[str, ...]:
-    """Return those that a busybox knows: their names stand in it, each between two NULs."""
-    return tuple(name for name in APPLETS if b"\0" + name.encode() + b"\0" in busybox)
+    """Return those of `APPLETS` that a busybox has; all of them if its table is not found."""
+    at = busybox.find(_TABLE)
+    if at < 0:
+        return APPLETS
+    table = busybox[at + 1 : at + _MAX_TABLE].partition(b"\0\0")[0]
+    names = {name.decode(errors="replace") for name in table.split(b"\0")}
+    return tuple(name for name in APPLETS if name in names)
