@@ -68,7 +68,7 @@ class Rig:
 
     def pids(self) -> dict[str, int]:
         """Return role → pid of the server's processes."""
-        return ours(self.server.pid, self.server.place / "state")
+        return ours(self.server.pid, self.server.state)
 
     def cpu_s(self) -> float:
         """Return the processor time that these took so far."""

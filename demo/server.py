@@ -42,13 +42,14 @@ class OwnServer:
         self._subnets = list(subnets)
         self._on_start = on_start
         self.place = Path(tempfile.mkdtemp(prefix=f"polypod-{name}-"))
+        self.state = _volatile_directory(self.place)
         self.endpoint = f"unix://{self.place}/cri.sock"
         self._log = self.place / "server.log"
         self._process: subprocess.Popen[bytes] | None = None
 
     @property
     def _directories(self) -> list[str]:
-        return ["--root", str(self.place / "root"), "--state", str(self.place / "state")]
+        return ["--root", str(self.place / "root"), "--state", str(self.state)]
 
     def _settings(self) -> list[str]:
         if self.simulated:
@@ -126,6 +127,16 @@ class OwnServer:
             self._process.wait(LEAVE_S)
         if done.returncode == 0:
             shutil.rmtree(self.place)
+            shutil.rmtree(self.state, ignore_errors=True)
         else:
             print(f"something is left; see {self.place}", file=sys.stderr)
         return done.returncode == 0
+
+
+def _volatile_directory(place: Path) -> Path:
+    """Return where the server's state goes: into memory, as /run is on a host with an init system."""
+    for line in Path("/proc/self/mounts").read_text().splitlines():
+        _source, where, kind, *_rest = line.split()
+        if where in {"/run", "/dev/shm"} and kind == "tmpfs" and os.access(where, os.W_OK):  # noqa: S108
+            return Path(tempfile.mkdtemp(prefix=f"{place.name}-", dir=where))
+    return place / "state"
