@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from bench import noise
 from bench.processes import pss_kib
 from bench.rig import Pod, Rig
 from bench.samples import Result, result
@@ -47,12 +49,27 @@ async def pod_ready(rig: Rig, sizes: Sizes) -> list[Result]:
 
 
 async def _rows(rig: Rig, pods: int, concurrency: int, host_network: bool) -> list[Result]:
-    before_s = rig.cpu_s()
+    """Return the two rows of one network and concurrency.
+
+    ``others_pct`` is the share of all processors that neither server nor client took: other programs
+    of the host, the pods' own, and the kernel's work behind the answers.
+    """
+    before_s, busy_s, client_s = rig.cpu_s(), noise.busy_s(), time.process_time()
+    began = time.perf_counter()
     ready, gone, ready_s, gone_s = await _cycle(rig, pods, concurrency, host_network=host_network)
-    cpu_ms = (rig.cpu_s() - before_s) * 1e3 / pods
+    ours_s, wall_s = rig.cpu_s() - before_s, time.perf_counter() - began
+    others_s = noise.busy_s() - busy_s - ours_s - (time.process_time() - client_s)
+    others = 100 * max(0.0, others_s) / wall_s / (os.cpu_count() or 1)
     where = f"{'host' if host_network else 'pod'} network, {concurrency} at a time"
     return [
-        result(f"pod_ready, {where}", "ms", ready, pods_per_s=pods / ready_s, cpu_ms_cycle=cpu_ms),
+        result(
+            f"pod_ready, {where}",
+            "ms",
+            ready,
+            pods_per_s=pods / ready_s,
+            cpu_ms_cycle=ours_s * 1e3 / pods,
+            others_pct=others,
+        ),
         result(f"pod_gone, {where}", "ms", gone, pods_per_s=pods / gone_s),
     ]
 
