@@ -63,8 +63,8 @@ def environment(
     for name, value in config.envs:
         merged[_checked_name(name)] = value.decode(errors="surrogateescape")
     for name, text in merged.items():
-        if "\0" in text:
-            raise InvalidArgument(f"envs: the value of {name} holds a NUL character")
+        if "\0" in name or "\0" in text:
+            raise InvalidArgument(f"envs: {name!r} or its value holds a NUL character")
     return tuple(f"{name}={value}" for name, value in merged.items())
 
 

@@ -22,7 +22,7 @@ UNLIMITED: Final = -1
 _MIN_QUOTA_US: Final = 1_000
 _PERIOD_US: Final = range(1_000, 1_000_001)
 _MAX_OOM_SCORE: Final = 1000
-_CPU_LIST: Final = re.compile(r"\d{1,5}(-\d{1,5}(:\d{1,5}/\d{1,5})?)?")
+_CPU_LIST: Final = re.compile(r"[0-9]{1,5}(-[0-9]{1,5}(:[0-9]{1,5}/[0-9]{1,5})?)?")
 _UNIFIED_KEY: Final = re.compile(r"[a-z][a-z0-9_]*(\.[A-Za-z0-9_]+)+")
 _PAGE_SIZE: Final = re.compile(r"[1-9][0-9]*[KMG]B")
 

@@ -41,7 +41,8 @@ def parse_signal(text: str, field: str = "signal") -> int:
     """
     clean = text.strip().upper()
     if clean.isascii() and clean.isdigit():
-        return _checked(int(clean[:4]), text, field)
+        digits = clean.lstrip("0")
+        return _checked(int(digits) if 1 <= len(digits) <= 2 else 0, text, field)
     name = clean if clean.startswith("SIG") else f"SIG{clean}"
     number = _ALIASES.get(name) or _realtime(name) or _named(name)
     return _checked(number, text, field)
@@ -57,7 +58,7 @@ def _realtime(name: str) -> int:
         if name == prefix:
             return base
         offset = name.removeprefix(prefix + sign)
-        if offset != name and offset.isdigit() and len(offset) <= 2:
+        if offset != name and len(offset) <= 2 and offset.isascii() and offset.isdigit():
             number = base + int(offset) if sign == "+" else base - int(offset)
             return number if _REALTIME_FIRST <= number <= _LAST else 0
     return 0
@@ -66,6 +67,6 @@ def _realtime(name: str) -> int:
 def _checked(number: int, text: str, field: str) -> int:
     if not 1 <= number <= _LAST:
         raise InvalidArgument(
-            f"{field} {text!r}: not a signal of Linux; give a name such as SIGTERM or 1 to {_LAST}"
+            f"{field} {text[:40]!r}: not a signal of Linux; give a name such as SIGTERM or 1 to {_LAST}"
         )
     return number
