@@ -7,7 +7,7 @@ import os
 
 from polypod.plan import operations
 from polypod.supervisor.kernel import files, mounts
-from polypod.supervisor.steps.context import Context
+from polypod.supervisor.steps.context import Context, is_directory
 
 _PROC = "/proc"
 
@@ -47,16 +47,22 @@ def _target_of(op: operations.MountNew, context: Context) -> int:
 def attach_mount(op: operations.AttachMount, context: Context) -> None:
     """Attach what the daemon opened."""
     make = context.make_directory if op.is_directory else context.make_file
-    target = make(op.target)
     try:
+        target = make(op.target)
+    except NotADirectoryError as error:
+        raise _mismatch(op) from error
+    try:
+        if is_directory(target) is not op.is_directory:
+            raise _mismatch(op)
         _check_target(op.target, target, context)
         mounts.move_mount(context.source(op.source), target)
-    except NotADirectoryError as error:
-        what = "a directory" if op.is_directory else "a file"
-        text = f"{op.target}: the volume is {what}, the target is not"
-        raise OSError(error.errno, text) from error
     finally:
         os.close(target)
+
+
+def _mismatch(op: operations.AttachMount) -> OSError:
+    what = "a directory" if op.is_directory else "a file"
+    return OSError(errno.ENOTDIR, f"{op.target}: the volume is {what}, the target is not")
 
 
 def _check_target(path: str, target: int, context: Context) -> None:
