@@ -24,7 +24,7 @@ $(STAMP): $(DEV_INPUTS) | $(HOST_STAMP)
 	touch $@
 
 demo: setup  ## the main job: a server, an image, a pod with logs and exec, through the CRI socket
-	$(BIN)/python -m demo
+	$(BIN)/python -m demo $(ARGS)
 
 test: setup  ## every test that this host can run; prints what it had to skip, and why
 	$(BIN)/python -m pytest
@@ -40,8 +40,8 @@ fmt: setup  ## format the code and mend what the linter can mend
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-bench: setup  ## latency, throughput, memory and log rate of this host; a table and bench/out/*.json
-	$(BIN)/python -m bench
+bench: setup  ## latency, throughput, memory and log rate of this host; a table and bench/out/*.json (ARGS=--quick, ARGS=--help)
+	$(BIN)/python -m bench $(ARGS)
 
 proto: setup  ## generate core/polypod/api/v1 from proto/
 	$(BIN)/python -m grpc_tools.protoc -Ipolypod/api/v1=proto/runtime/v1 --python_out=core \

@@ -8,7 +8,7 @@ import pytest
 
 TOPS = ("core/", "plugins/", "demo/", "bench/")
 UNFINISHED = re.compile(r"\b(TODO|FIXME|XXX)\b")
-PRIVATE = re.compile(r"(?<!\w)/work/|/home/\w+/|/tmp/bash_jobs")
+PRIVATE = re.compile(r"(?<!\w)/work/(?:main|shared)\b|/home/\w+/|/tmp/bash_jobs")
 HOOKS = "core/polypod/plugin/hooks.py"
 
 

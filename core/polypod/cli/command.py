@@ -30,17 +30,31 @@ class Command:
     run: Callable[[argparse.Namespace], int]
     examples: str = ""
 
-    def add_to(self, sub: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-        """Make the sub-parser."""
+    def add_to(
+        self,
+        sub: argparse._SubParsersAction[argparse.ArgumentParser],
+        *,
+        shown: bool = True,
+        complete: bool = True,
+    ) -> None:
+        """Make the sub-parser.
+
+        Args:
+            sub: of the parser or command above.
+            shown: list it in the help of that.
+            complete: with its arguments; one that will not be chosen can do without.
+        """
+        listed: dict[str, Any] = {"help": self.summary} if shown else {}
         parser = sub.add_parser(
             self.name,
-            help=self.summary,
             description=self.summary,
             epilog=f"examples:\n{self.examples}" if self.examples else None,
             formatter_class=argparse.RawDescriptionHelpFormatter,
+            **listed,
         )
         parser.set_defaults(run=self.run)
-        self.configure(parser)
+        if complete:
+            self.configure(parser)
 
 
 def json_flag(parser: argparse.ArgumentParser) -> None:

@@ -51,8 +51,12 @@ def commands() -> tuple[Command, ...]:
     )
 
 
-def build_parser() -> argparse.ArgumentParser:
-    """Return the whole parser, plugins' commands included."""
+def build_parser(chosen: str = "") -> argparse.ArgumentParser:
+    """Return the whole parser, plugins' commands included.
+
+    Args:
+        chosen: a built-in command: the others stay without arguments then, and no plugin is loaded.
+    """
     parser = argparse.ArgumentParser(
         prog="polypod",
         description="One CRI endpoint, many isolation backends.",
@@ -70,11 +74,12 @@ def build_parser() -> argparse.ArgumentParser:
     taken = set()
     for command in commands():
         taken.add(command.name)
-        command.add_to(sub)
-    for offered in plugin_commands():
+        command.add_to(sub, complete=chosen in {"", command.name})
+    for offered in plugin_commands() if not chosen else ():
         if offered.name not in taken:
             taken.add(offered.name)
-            offered.add_to(sub)
+            # What a plugin offers as `image-NAME` is shown as `image NAME`.
+            offered.add_to(sub, shown=not offered.name.startswith("image-"))
     return parser
 
 
@@ -84,8 +89,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     0 done, 1 refused or failed, 2 wrong usage, 130 interrupted; ``run`` and ``exec`` answer the
     program's own code.
     """
-    parser = build_parser()
-    args = parser.parse_args(argv)
+    words = sys.argv[1:] if argv is None else argv
+    parser = build_parser(_chosen(words))
+    args = parser.parse_args(words)
     args.parser = parser
     try:
         return int(args.run(args))
@@ -104,6 +110,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     except KeyboardInterrupt:
         return 130
+
+
+def _chosen(words: Sequence[str]) -> str:
+    """Return the built-in command that a line begins with, if nothing else needs to be known of it."""
+    first = words[0] if words else ""
+    if first in {"--endpoint", "-e"} and len(words) > 2:
+        first = words[2]
+    known = {command.name for command in commands()} - {"completion"}
+    return first if first in known else ""
 
 
 def _explained(error: CriError, endpoint: str) -> str:

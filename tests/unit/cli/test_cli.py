@@ -235,3 +235,23 @@ def test_doctor_prints_a_row_per_probe(capsys):
 def test_plugins_names_the_simulator(capsys):
     assert main(["plugins"]) == 0
     assert "runtime type  simulator" in capsys.readouterr().out
+
+
+def test_a_builtin_command_loads_no_plugin(capsys, monkeypatch):
+    def loaded():
+        raise AssertionError("a plugin was loaded")
+
+    monkeypatch.setattr(sys.modules["polypod.cli.main"], "plugin_commands", loaded)
+    assert main(["config", "show"]) == 0
+    assert "server.root" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("words", [["image-from-host", "--help"], ["image", "from-host", "--help"]])
+def test_a_plugins_image_command_has_both_names_and_is_listed_once(words, capsys):
+    pytest.importorskip("polypod_image")
+    with pytest.raises(SystemExit) as left:
+        main(words)
+    assert left.value.code == 0
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    assert "image-from-host" not in capsys.readouterr().out.split("commands:")[1]
