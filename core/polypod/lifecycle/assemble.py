@@ -194,7 +194,7 @@ class Assembler:
                 return default_profile(frozenset(capabilities.bounding))
             case ProfileType.LOCALHOST:
                 text = await self._off_loop("seccomp", _read_profile, profile.localhost_ref)
-                return parse_profile(text)
+                return parse_profile(text, capabilities=frozenset(capabilities.bounding))
 
     async def _off_loop(self, what: str, work: Callable[[_A], _T], argument: _A) -> _T:
         loop = asyncio.get_running_loop()
