@@ -6,10 +6,10 @@ import os
 import stat
 from typing import Final
 
+from polypod_image.directories import Directory, OpenDirectories, duplicate, join
 from polypod_image.merged import MergedView, Node, kept_xattrs
 from polypod_image.meter import Meter
 
-_OPEN_DIRECTORY: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _CREATE: Final = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _PIECE: Final = 1 << 24
 
@@ -23,51 +23,58 @@ def copy_merged(view: MergedView, target: int, meter: Meter) -> None:
     Raises:
         ResourceExhausted: too little space.
     """
+    directories = OpenDirectories(target)
     linked: dict[tuple[int, int], bytes] = {}
     todo: list[tuple[bytes, Node]] = [(b"", view.root)]
     stamps: list[tuple[bytes, Node]] = []
-    while todo:
-        path, node = todo.pop()
-        stamps.append((path, node))
-        here = _descend(target, path)
-        try:
+    try:
+        while todo:
+            path, node = todo.pop()
+            stamps.append((path, node))
             for name in view.names(node):
                 child = view.child(node, name)
                 if child is None:
                     continue
                 meter.inode()
-                inner = path + b"/" + name if path else name
+                here = directories.get(path)
                 if child.is_directory:
-                    os.mkdir(name, 0o700, dir_fd=here)
-                    todo.append((inner, child))
-                else:
-                    _copy(child, here, name, (target, inner), linked, meter)
-        finally:
-            os.close(here)
-    for path, node in reversed(stamps):
-        _describe(target, path, node)
+                    os.mkdir(name, 0o700, dir_fd=here.descriptor)
+                    todo.append((join(path, name), child))
+                elif not _link(directories, child, here, name, linked):
+                    _copy(child, here.descriptor, name, meter)
+        for path, node in reversed(stamps):
+            _own(directories.get(path).descriptor, node)
+    finally:
+        directories.close()
 
 
-def _copy(
+def _link(
+    directories: OpenDirectories,
     node: Node,
-    here: int,
+    here: Directory,
     name: bytes,
-    where: tuple[int, bytes],
     linked: dict[tuple[int, int], bytes],
-    meter: Meter,
-) -> None:
+) -> bool:
+    """Make a further name of what was copied before; False if this is its first."""
+    key = (node.status.st_dev, node.status.st_ino)
+    if node.status.st_nlink == 1:
+        return False
+    if key not in linked:
+        linked[key] = join(here.path, name)
+        return False
+    first, _, last = linked[key].rpartition(b"/")
+    held = duplicate(here)
+    try:
+        source = directories.get(first).descriptor
+        where = {"src_dir_fd": source, "dst_dir_fd": held.descriptor}
+        os.link(last, name, **where, follow_symlinks=False)
+    finally:
+        os.close(held.descriptor)
+    return True
+
+
+def _copy(node: Node, here: int, name: bytes, meter: Meter) -> None:
     status, place = node.status, node.places[0]
-    key = (status.st_dev, status.st_ino)
-    if status.st_nlink > 1:
-        if key in linked:
-            first, _, last = linked[key].rpartition(b"/")
-            directory = _descend(where[0], first)
-            try:
-                os.link(last, name, src_dir_fd=directory, dst_dir_fd=here, follow_symlinks=False)
-            finally:
-                os.close(directory)
-            return
-        linked[key] = where[1]
     if stat.S_ISREG(status.st_mode):
         _copy_file(node, here, name, meter)
         return
@@ -101,14 +108,6 @@ def _copy_file(node: Node, here: int, name: bytes, meter: Meter) -> None:
         os.close(source)
 
 
-def _describe(target: int, path: bytes, node: Node) -> None:
-    directory = _descend(target, path)
-    try:
-        _own(directory, node)
-    finally:
-        os.close(directory)
-
-
 def _own(descriptor: int, node: Node) -> None:
     status = node.status
     os.fchown(descriptor, status.st_uid, status.st_gid)
@@ -116,14 +115,3 @@ def _own(descriptor: int, node: Node) -> None:
     for key, value in kept_xattrs(node.places[0]).items():
         os.setxattr(descriptor, key, value)
     os.utime(descriptor, ns=(status.st_mtime_ns, status.st_mtime_ns))
-
-
-def _descend(root: int, path: bytes) -> int:
-    here = os.dup(root)
-    for part in filter(None, path.split(b"/")):
-        try:
-            inner = os.open(part, _OPEN_DIRECTORY, dir_fd=here)
-        finally:
-            os.close(here)
-        here = inner
-    return here

@@ -116,6 +116,7 @@ def empty_directory(descriptor: int, aside: int) -> list[bytes]:
             os.rmdir(name, dir_fd=descriptor)
             continue
         fresh = secrets.token_hex(12).encode()
-        os.rename(name, fresh, src_dir_fd=descriptor, dst_dir_fd=aside)
-        moved.append(fresh)
+        with suppress(FileNotFoundError):
+            os.rename(name, fresh, src_dir_fd=descriptor, dst_dir_fd=aside)
+            moved.append(fresh)
     return moved

@@ -11,12 +11,12 @@ from __future__ import annotations
 
 import os
 import stat
-from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Final
 
 from polypod.plugin.errors import InvalidArgument
+from polypod_image.directories import Directory, OpenDirectories, duplicate, join
 from polypod_image.merged import (
     MAX_LINKS,
     OPAQUE,
@@ -27,20 +27,10 @@ from polypod_image.merged import (
     split,
 )
 
-_MAX_OPEN: Final = 64
-"""Directories that are kept open."""
+_MAX_KNOWN: Final = 10_000
+"""Names of lower layers that are remembered."""
 _MAX_PATH: Final = 3500
 """Bytes of a path within a layer: with the store's own path before it, the kernel still takes it."""
-_OPEN_DIRECTORY: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-
-
-@dataclass(frozen=True, slots=True)
-class Directory:
-    """An open directory of the layer. Valid until 60 others were asked for."""
-
-    descriptor: int
-    path: bytes
-    """Canonical: below the root, ``b""`` for the root itself."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,13 +58,14 @@ class LayerTree:
             lower: the layers below; None for a base layer.
             count: called before each inode that is made.
         """
-        self._root = Directory(root, b"")
+        self._directories = OpenDirectories(root)
+        self._root = self._directories.root
         self._gone = gone
         self._replaced = 0
         self._lower = lower
         self._count = count
         self._linked = False
-        self._open: OrderedDict[bytes, Directory] = OrderedDict()
+        self._below_known: dict[bytes, Node | None] = {}
         self._resolved: dict[bytes, bytes] = {}
         self._mtimes: dict[bytes, int] = {}
         self._opaque: set[bytes] = set()
@@ -83,9 +74,7 @@ class LayerTree:
 
     def close(self) -> None:
         """Close what is open."""
-        for each in self._open.values():
-            os.close(each.descriptor)
-        self._open.clear()
+        self._directories.close()
 
     # Directories
 
@@ -102,7 +91,7 @@ class LayerTree:
         key = b"/".join(parts[:-1])
         canonical = self._resolved.get(key)
         if canonical is not None:
-            return self._reopen(canonical)
+            return self._directories.get(canonical)
         found = self._walk(parts[:-1], mtime_ns)
         if len(self._resolved) > 50_000:
             self._resolved.clear()
@@ -125,12 +114,12 @@ class LayerTree:
         if canonical is None:
             return None
         name = parts[-1]
-        directory = self._try_reopen(canonical)
+        directory = self._directories.find(canonical)
         if directory is not None:
             status = self.status(directory, name)
             if status is not None:
-                return None if is_whiteout(status) else (_duplicate(directory), name)
-        return self._below(_join(canonical, name))
+                return None if is_whiteout(status) else (duplicate(directory), name)
+        return self._below(join(canonical, name))
 
     def make(self, parent: Directory, name: bytes, attributes: Attributes) -> None:
         """Make a directory, or give one that is there new attributes."""
@@ -153,7 +142,7 @@ class LayerTree:
         """Set the times of directories: what was made in them has changed them."""
         for path in sorted(self._mtimes):
             stamp = self._mtimes[path]
-            os.utime(self._reopen(path).descriptor, ns=(stamp, stamp))
+            os.utime(self._directories.get(path).descriptor, ns=(stamp, stamp))
 
     # Names
 
@@ -173,7 +162,7 @@ class LayerTree:
             os.unlink(name, dir_fd=directory.descriptor)
             self._resolved.clear()
             return
-        path = _join(directory.path, name)
+        path = join(directory.path, name)
         self._forget(path)
         self._replaced += 1
         os.rename(
@@ -190,7 +179,7 @@ class LayerTree:
 
     def white_out(self, directory: Directory, name: bytes) -> None:
         """Hide what the layers below have under a name; what this layer has stays."""
-        path = _join(directory.path, name)
+        path = join(directory.path, name)
         if self._below(path) is None:
             return
         status = self.status(directory, name)
@@ -220,7 +209,24 @@ class LayerTree:
             parts = canonical.split(b"/")
             if any(b"/".join(parts[:end]) in self._opaque for end in range(1, len(parts) + 1)):
                 return None
-        return self._lower.at(canonical)
+        return self._shown_below(self._lower, canonical)
+
+    def _shown_below(self, lower: MergedView, canonical: bytes) -> Node | None:
+        """Return what the lower layers show at a path; remembers the way to it."""
+        known = self._below_known
+        missing: list[bytes] = []
+        above = canonical
+        while above and above not in known:
+            above, _, name = above.rpartition(b"/")
+            missing.append(name)
+        node = known[above] if above else lower.root
+        if len(known) > _MAX_KNOWN:
+            known.clear()
+        for name in reversed(missing):
+            node = lower.child(node, name) if node is not None and node.is_directory else None
+            above = join(above, name)
+            known[above] = node
+        return node
 
     def _walk(self, parts: list[bytes], mtime_ns: int) -> Directory:
         stack = [self._root]
@@ -233,7 +239,7 @@ class LayerTree:
                 continue
             target = self._link(stack[-1], part)
             if target is None:
-                here = self._reopen(stack[-1].path)
+                here = self._directories.get(stack[-1].path)
                 stack.append(self._pass(here, part, mtime_ns))
                 continue
             links += 1
@@ -242,7 +248,7 @@ class LayerTree:
             if target.startswith(b"/"):
                 del stack[1:]
             todo += split(target)[::-1]
-        return self._reopen(stack[-1].path)
+        return self._directories.get(stack[-1].path)
 
     def _canonical(self, parts: list[bytes]) -> bytes | None:
         """Return the canonical path of a directory without making anything; None if there is none."""
@@ -254,7 +260,7 @@ class LayerTree:
             if part == b"..":
                 del stack[max(0, len(stack) - 1) :]
                 continue
-            here = self._try_reopen(b"/".join(stack))
+            here = self._directories.find(b"/".join(stack))
             target = self._link_at(here, b"/".join([*stack, part]), part)
             if target is None:
                 stack.append(part)
@@ -268,7 +274,9 @@ class LayerTree:
         return b"/".join(stack)
 
     def _link(self, directory: Directory, name: bytes) -> bytes | None:
-        return self._link_at(self._reopen(directory.path), _join(directory.path, name), name)
+        return self._link_at(
+            self._directories.get(directory.path), join(directory.path, name), name
+        )
 
     def _link_at(self, directory: Directory | None, path: bytes, name: bytes) -> bytes | None:
         """Return a symbolic link's target, in this layer or shining through; None for all else."""
@@ -284,13 +292,13 @@ class LayerTree:
 
     def _pass(self, parent: Directory, name: bytes, mtime_ns: int) -> Directory:
         """Return a directory on the way, making it if this layer does not have it yet."""
-        path = _join(parent.path, name)
-        known = self._open.get(path)
+        path = join(parent.path, name)
+        known = self._directories.known(path)
         if known is not None:
             return known
         status = self.status(parent, name)
         if status is not None and stat.S_ISDIR(status.st_mode):
-            return self._reopen(path)
+            return self._directories.get(path)
         if status is not None and not is_whiteout(status):
             raise InvalidArgument(f"{_shown(path)} is on the way and no directory")
         below = self._below(path) if status is None else None
@@ -303,7 +311,7 @@ class LayerTree:
 
     def _enter(self, parent: Directory, name: bytes) -> Directory:
         """Return a directory of this layer, in place of whatever else had the name."""
-        path = _join(parent.path, name)
+        path = join(parent.path, name)
         if len(path) > _MAX_PATH - 256:
             raise InvalidArgument(f"directories of more than {_MAX_PATH} bytes")
         status = self.status(parent, name)
@@ -317,70 +325,19 @@ class LayerTree:
             self._count()
             os.mkdir(name, 0o700, dir_fd=parent.descriptor)
             self.made()
-        directory = self._keep(path, os.open(name, _OPEN_DIRECTORY, dir_fd=parent.descriptor))
+        directory = self._directories.enter(parent, name)
         if path in self._opaque:
             os.setxattr(directory.descriptor, OPAQUE, b"y")
         return directory
 
-    def _keep(self, path: bytes, descriptor: int) -> Directory:
-        old = self._open.pop(path, None)
-        if old is not None:
-            os.close(old.descriptor)
-        directory = self._open[path] = Directory(descriptor, path)
-        if len(self._open) > _MAX_OPEN:
-            os.close(self._open.popitem(last=False)[1].descriptor)
-        return directory
-
-    def _reopen(self, path: bytes) -> Directory:
-        """Open a canonical path; each component is a directory of this layer.
-
-        Raises:
-            InvalidArgument: it is not there any more.
-        """
-        if not path:
-            return self._root
-        known = self._open.get(path)
-        if known is not None:
-            self._open.move_to_end(path)
-            return known
-        head, _, name = path.rpartition(b"/")
-        try:
-            above = self._reopen_above(head)
-            return self._keep(path, os.open(name, _OPEN_DIRECTORY, dir_fd=above.descriptor))
-        except (FileNotFoundError, NotADirectoryError) as error:
-            raise InvalidArgument(f"{_shown(path)} is no directory any more") from error
-
-    def _reopen_above(self, path: bytes) -> Directory:
-        """Open the way to a path from the nearest directory that is open, without recursion."""
-        missing: list[bytes] = []
-        while path and path not in self._open:
-            path, _, name = path.rpartition(b"/")
-            missing.append(name)
-        here = self._reopen(path)
-        for name in reversed(missing):
-            descriptor = os.open(name, _OPEN_DIRECTORY, dir_fd=here.descriptor)
-            here = self._keep(_join(here.path, name), descriptor)
-        return here
-
-    def _try_reopen(self, path: bytes) -> Directory | None:
-        try:
-            return self._reopen(path)
-        except (InvalidArgument, FileNotFoundError, NotADirectoryError):
-            return None
-
     def _forget(self, path: bytes) -> None:
         """Drop what is known of a directory that goes away."""
+        self._directories.forget(path)
         below = path + b"/"
-        for known in [key for key in self._open if key == path or key.startswith(below)]:
-            os.close(self._open.pop(known).descriptor)
         for key in [key for key in self._mtimes if key == path or key.startswith(below)]:
             del self._mtimes[key]
         self._opaque = {each for each in self._opaque if not each.startswith(below)}
         self._resolved.clear()
-
-
-def _duplicate(directory: Directory) -> Directory:
-    return Directory(os.dup(directory.descriptor), directory.path)
 
 
 def _attributes(node: Node) -> Attributes:
@@ -392,10 +349,6 @@ def _attributes(node: Node) -> Attributes:
         status.st_mtime_ns,
         kept_xattrs(node.places[0]),
     )
-
-
-def _join(path: bytes, name: bytes) -> bytes:
-    return path + b"/" + name if path else name
 
 
 def _shown(path: bytes) -> str:

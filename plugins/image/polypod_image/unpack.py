@@ -20,13 +20,14 @@ from typing import Final
 from polypod.plugin.errors import BackendError, InvalidArgument, PolypodError, ResourceExhausted
 from polypod.plugin.ids import Digest
 from polypod_image.digests import hasher
+from polypod_image.directories import Directory
 from polypod_image.mediatypes import Compression
 from polypod_image.merged import MergedView, Node, keeps_xattr, split
 from polypod_image.meter import Meter
 from polypod_image.options import DevicePolicy
 from polypod_image.streams import ByteStream, decompress, file_source, watched
 from polypod_image.tar import Entry, Kind, TarReader
-from polypod_image.tree import Attributes, Directory, LayerTree
+from polypod_image.tree import Attributes, LayerTree
 
 log = logging.getLogger(__name__)
 

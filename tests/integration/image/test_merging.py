@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import stat
 import subprocess
@@ -241,7 +242,8 @@ async def test_recycled_directories_are_as_good_as_new(tars, store, tmp_path):
         deep = rootfs.upper / "a"
         deep.joinpath(*["b"] * 200).mkdir(parents=True)
         await store.release(name)
-        store._containers.recycle()
+        while list(store._places.returned.iterdir()) or list(store._places.trash.iterdir()):
+            await asyncio.sleep(0.01)
     for pair in store._places.spare.iterdir():
         assert sorted(each.name for each in pair.iterdir()) == ["fs", "work"]
         for each, mode in ((pair / "fs", 0o755), (pair / "work", 0o700)):
