@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
-import os
 import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from support.containment import Decoy
+from support.racing import Racer
 
 from polypod.plugin.images import ImageConfig
 from polypod.plugin.oci import OciDevice, OciMount
@@ -139,60 +137,16 @@ async def test_e5_volume_on_a_file_of_the_image_and_the_reverse(pod, layer, tmp_
     assert "/file: the volume is a directory, the target is not" in result.error
 
 
-_SWAP = """
-import ctypes, os, sys
-libc = ctypes.CDLL(None, use_errno=True)
-os.chdir(sys.argv[1])
-count = 0
-print("ready", flush=True)
-try:
-    while os.getppid() == int(sys.argv[2]):
-        # RENAME_EXCHANGE: at no moment is the name missing.
-        libc.renameat2(-100, b"here", -100, b"there", 2)
-        count += 1
-        if count == 10000:
-            print("many", flush=True)
-finally:
-    print(count, flush=True)
-"""
-
-
-class Racer:
-    """Swaps a directory and a link in a place that a container's mounts lead through."""
-
-    def __init__(self, place: Path, target: str) -> None:
-        (place / "here").mkdir()
-        (place / "there").symlink_to(target)
-        self._process = subprocess.Popen(
-            [sys.executable, "-I", "-S", "-c", _SWAP, str(place), str(os.getpid())],
-            stdout=subprocess.PIPE,
-        )
-        assert self._process.stdout is not None
-        self._process.stdout.readline()
-
-    def swapped_often(self) -> None:
-        """Return once there were 10,000 swaps."""
-        assert self._process.stdout is not None
-        assert self._process.stdout.readline() == b"many\n"
-
-    def end(self) -> None:
-        self._process.kill()
-        self._process.wait()
-        assert self._process.stdout is not None
-        self._process.stdout.close()
-
-
 async def _race(pod, decoy: Decoy, place: Path, tries: int, **options) -> list[str]:
     """Run containers while the place is swapped; return what each said, or why it did not start."""
-    racer = Racer(place, str(decoy.path / "dir"))
-    try:
-        seen = []
+    (place / "here").mkdir()
+    (place / "there").symlink_to(decoy.path / "dir")
+    seen = []
+    with Racer(place, "here", "there") as racer:
         for _ in range(tries):
             result = await pod.run("ls /mnt/here 2>&1 | head -3", **options)
             seen.append(result.error or result.out)
-        await asyncio.to_thread(racer.swapped_often)
-    finally:
-        racer.end()
+        await racer.swapped_often()
     return seen
 
 
