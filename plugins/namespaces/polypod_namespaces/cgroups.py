@@ -22,6 +22,7 @@ from polypod.plugin.errors import BackendError, InvalidArgument
 _ROOT = Path("/sys/fs/cgroup")
 _CGROUP2_MAGIC = "cgroup2"
 _REMOVE_TRIES = 50
+_NO_LIMIT = 1 << 62
 
 
 @dataclass(frozen=True, slots=True)
@@ -244,6 +245,21 @@ class Cgroups:
         for mount in self.hierarchies.mounts:
             if mount not in managed:
                 _remove_upwards(str(mount), relative)
+
+    def memory_limit(self, path: str) -> int | None:
+        """Return the memory limit of a cgroup in bytes, -1 for none; None where nothing counts memory."""
+        name = "memory.limit_in_bytes" if self.version == 1 else "memory.max"
+        directory = self.directory("memory", path)
+        text = _read_or_empty(directory / name).strip() if directory else ""
+        if not text.isdigit():
+            return -1 if text == "max" else None
+        # v1 has no word for "no limit" but a number near 2⁶³.
+        return -1 if int(text) >= _NO_LIMIT else int(text)
+
+    def has_swap_accounting(self) -> bool:
+        """Tell whether memory and swap together can be limited here."""
+        mount = self.hierarchies.controllers.get("memory")
+        return self.version == 2 or bool(mount and (mount / "memory.memsw.limit_in_bytes").exists())
 
     def oom_kills(self, path: str) -> int:
         """Return how often the kernel killed for memory in this cgroup."""

@@ -16,6 +16,7 @@ from polypod.plugin.requests import Resources
 from polypod.plugin.runtime import ContainerSpec, ExecSpec
 from polypod.plugin.services import Stdio
 from polypod.spec.cgroup import v1_files, v2_files
+from polypod.spec.cgroup_devices import device_program
 from polypod.spec.compile import (
     CgroupView,
     ExecSources,
@@ -25,6 +26,7 @@ from polypod.spec.compile import (
     compile_exec,
 )
 from polypod.spec.resources import CgroupFacts, oci_resources
+from polypod_namespaces import devicefilter
 from polypod_namespaces.cgroups import Cgroups
 from polypod_namespaces.inventory import Container
 from polypod_namespaces.opening import (
@@ -45,6 +47,9 @@ class Launches:
         self._cgroups = cgroups
         self._view = _cgroup_view(cgroups)
         self._shm = SharedMemory()
+        self._facts = CgroupFacts(
+            version=cgroups.version, swap_accounting=cgroups.has_swap_accounting()
+        )
 
     def prepare(self, spec: ContainerSpec, descriptors: Descriptors, target: int) -> Plan:
         """Make the cgroup, open everything, compile.
@@ -79,12 +84,23 @@ class Launches:
     ) -> tuple[str, ...]:
         self._cgroups.create(path)
         self._cgroups.apply(path, self._files(resources))
+        if self._cgroups.version == 2 and resources.devices:
+            devicefilter.attach(
+                f"{self._cgroups.hierarchies.mounts[0]}/{path.strip('/')}",
+                device_program(resources.devices),
+            )
         return tuple(descriptors.take(fd) for fd in self._cgroups.join_descriptors(path))
 
-    def _files(self, resources: OciResources) -> Mapping[str, list[tuple[str, str]]]:
+    def _files(
+        self, resources: OciResources, current_memory: int | None = None
+    ) -> Mapping[str, list[tuple[str, str]]]:
         if self._cgroups.version == 1:
-            return v1_files(resources)
-        return {"": v2_files(resources)}
+            return v1_files(
+                resources,
+                current_memory=current_memory,
+                swap_accounting=self._facts.swap_accounting,
+            )
+        return {"": v2_files(resources, current_memory=current_memory)}
 
     def prepare_exec(
         self, spec: ExecSpec, container: Container, group: str, descriptors: Descriptors
@@ -108,8 +124,8 @@ class Launches:
         Raises:
             BackendError: the kernel refused one; the old values are back.
         """
-        facts = CgroupFacts(version=self._cgroups.version)
-        files = self._files(oci_resources(resources, facts))
+        current = self._cgroups.memory_limit(path)
+        files = self._files(oci_resources(resources, self._facts), current)
         before = self._cgroups.read(path, files)
         try:
             self._cgroups.apply(path, files)
