@@ -147,11 +147,11 @@ def test_down_where_nothing_ever_ran_is_fine(server):
 
 
 async def test_an_unusable_handler_is_named_in_the_refusal(server, cri):
-    await server.start("handlers.odd.type=nobody").ready()
+    await server.start("handlers.odd={type='simulator', options={odd=1}}").ready()
     from polypod.client import pb
 
     config = pb.PodSandboxConfig(metadata=pb.PodSandboxMetadata(name="n", namespace="ns", uid="u"))
     with pytest.raises(CriError) as refused:
         await cri.run_sandbox(config, "odd")
     assert refused.value.code is grpc.StatusCode.NOT_FOUND
-    assert "no plugin offers runtime type 'nobody'" in refused.value.text
+    assert "option 'odd' is unknown" in refused.value.text
