@@ -59,16 +59,21 @@ class Connection:
         loop = asyncio.get_running_loop()
         deadline = loop.time() + _CONNECT_S
         # Again and again: one that was just killed may still have taken the connection.
-        while self._sock is None:
+        while not self.is_open:
             if self._closed:
                 msg = f"{self._name}: the connection is closed"
+                raise Unavailable(msg)
+            if loop.time() >= deadline:
+                msg = f"{self._name}: nobody listens on {self._path}; see processes.log beside it"
                 raise Unavailable(msg)
             if self._connecting is None or self._connecting.done():
                 self._connecting = asyncio.ensure_future(self._connect())
             await asyncio.wait([self._connecting], timeout=deadline - loop.time())
-            if self._sock is None and loop.time() >= deadline:
-                msg = f"{self._name}: nobody listens on {self._path}; see processes.log beside it"
-                raise Unavailable(msg)
+
+    @property
+    def is_open(self) -> bool:
+        """Tell whether there is a peer now."""
+        return self._sock is not None
 
     async def _connect(self) -> None:
         """Try until somebody listens; only one task does this, so there is only one socket."""

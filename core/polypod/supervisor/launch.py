@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import os
+import select
 import signal
 from functools import partial
 
 from polypod.plan import channel
 from polypod.plan.operations import Plan
 from polypod.supervisor import child
-from polypod.supervisor.kernel import namespace, process
+from polypod.supervisor.kernel import files, namespace, process
 from polypod.supervisor.steps.context import Context
 from polypod.supervisor.steps.process import Program
 
@@ -136,9 +137,7 @@ class Launcher:
             report.close()
             raise
         if pid == 0:
-            # The write end must go, or the gate would never see the supervisor die.
-            os.close(gate_write)
-            gate = partial(_pass_gate, gate_read, status_write if hold else -1)
+            gate = partial(_pass_gate, gate_read, status_write, hold=hold)
             self._in_child(plan, context, report, gate, on_host=on_host)
         os.close(status_write)
         os.close(gate_read)
@@ -172,11 +171,15 @@ class Launcher:
     ) -> NoReturn:
         """Everything here runs in the child and never returns."""
         try:
+            # Nothing of the supervisor's: its clients and gates must see its end, whatever we wait for.
+            mounts = self.host_mounts if on_host else -1
+            files.close_all_but([0, 1, 2, self.proc, mounts, *context.keep, *context.fds])
             os.umask(0)
             _default_signals()
             context.null = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
-            if on_host and self.host_mounts >= 0:
-                namespace.setns(self.host_mounts, process.CLONE_NEWNS)
+            if mounts >= 0:
+                namespace.setns(mounts, process.CLONE_NEWNS)
+                os.close(mounts)
                 context.root = os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
             child.run(plan, context, report, gate)
         except OSError as error:
@@ -195,11 +198,16 @@ class Launcher:
             os.close(fd)
 
 
-def _pass_gate(gate_read: int, status: int) -> None:
-    """Wait for the go; if the supervisor died first, do not execute: nobody knows of us."""
-    if status >= 0:
+def _pass_gate(gate_read: int, status: int, *, hold: bool) -> None:
+    """Wait for the go. If who launched us died first, do not execute: the launch was told to have failed."""
+    if hold:
         os.write(status, b"r")
     if os.read(gate_read, 1) != b"g":
+        os._exit(126)
+    # The go may be older than that death. Nobody reads our status any more then.
+    poll = select.poll()
+    poll.register(status, 0)
+    if poll.poll(0):
         os._exit(126)
 
 

@@ -181,8 +181,13 @@ def check_terminal(path, *, killed):
     whole = b"".join(b"%d\n" % number for number in range(COUNT))
     seen = b"".join(line + b"\n" for line in lines)
     # All in one piece but for one gap: the longest common beginning and end cover what was seen.
-    begin = len(os.path.commonprefix([whole, seen]))
-    end = len(os.path.commonprefix([whole[::-1], seen[::-1]]))
+    begin, end = common(whole, seen), common(whole[::-1], seen[::-1])
     # The line that the gap tore may have been ended by the note.
     assert begin + end >= len(seen) - 1
     assert len(whole) - len(seen) <= _READ
+
+
+def common(first, second):
+    """How many bytes two texts have in common at their beginning."""
+    pairs = enumerate(zip(first, second, strict=False))
+    return next((place for place, (a, b) in pairs if a != b), min(len(first), len(second)))

@@ -50,3 +50,13 @@ def openat2(directory: int, path: str, flags: int, mode: int = 0, resolve: int =
 def close_range(first: int, last: int = _LAST) -> None:
     """Close all descriptors from ``first`` to ``last``, both included."""
     checked(_close_range(_SYS_CLOSE_RANGE, first, last, 0), "close_range")
+
+
+def close_all_but(kept: list[int]) -> None:
+    """Close every descriptor that is not in the list."""
+    first = 0
+    for fd in sorted({fd for fd in kept if fd >= 0}):
+        if fd > first:
+            close_range(first, fd - 1)
+        first = fd + 1
+    close_range(first)

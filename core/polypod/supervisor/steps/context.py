@@ -90,12 +90,7 @@ class Context:
 
     def close_others(self) -> None:
         """Close everything but the standard streams and the pipes to the supervisor (E2)."""
-        first = 3
-        for fd in sorted(self.keep):
-            if fd > first:
-                files.close_range(first, fd - 1)
-            first = max(first, fd + 1)
-        files.close_range(first)
+        files.close_all_but([0, 1, 2, *self.keep])
         self.root = self.proc = self.null = -1
         self.fds = []
 
