@@ -1,7 +1,8 @@
 """The tree of an image that is made of files of this host.
 
 Links on the way to a file are kept as links (``/bin -> usr/bin``), so a program finds its files where it
-expects them. What differs from host to host without being asked for (times, owners) is left out.
+expects them. What differs from host to host without being asked for (times, owners) is left out, and so are
+the setuid and setgid bits: a test image needs no ``su``.
 """
 
 from __future__ import annotations

@@ -6,6 +6,7 @@ import logging
 import os
 import secrets
 import threading
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Final
@@ -66,12 +67,12 @@ class Trash:
             for name in os.listdir(directory):  # noqa: PTH208 - a descriptor
                 if self._stop:
                     return
-                remove(directory, os.fsencode(name))
+                remove(directory, os.fsencode(name), lambda: self._stop)
         finally:
             os.close(directory)
 
 
-def remove(directory: int, name: bytes) -> None:
+def remove(directory: int, name: bytes, stop: Callable[[], bool] = lambda: False) -> None:
     """Remove a name and all below it; no link is followed, no depth is too great.
 
     Subdirectories that are not empty are first moved up into ``directory``, so that neither
@@ -80,9 +81,10 @@ def remove(directory: int, name: bytes) -> None:
     Args:
         directory: descriptor of a directory where nobody else makes names.
         name: in it.
+        stop: asked before each directory; what is left then is found by the next one who looks.
     """
     pending = [name]
-    while pending:
+    while pending and not stop():
         try:
             descriptor = os.open(pending[-1], _OPEN_DIRECTORY, dir_fd=directory)
         except FileNotFoundError:

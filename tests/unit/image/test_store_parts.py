@@ -58,6 +58,17 @@ def test_trash_does_not_follow_links(places, tmp_path):
     assert not list(places.trash.iterdir())
 
 
+def test_trash_leaves_off_when_told(places):
+    (places.work / "thing/inner/more").mkdir(parents=True)
+    trash = Trash(places.trash)
+    trash.throw(places.work / "thing")
+    trash.close()
+    trash.empty()
+    assert len(list(places.trash.iterdir())) == 1
+    Trash(places.trash).empty()
+    assert not list(places.trash.iterdir())
+
+
 def test_trash_of_nothing_is_no_error(places):
     assert not Trash(places.trash).throw(places.work / "nothing")
 
