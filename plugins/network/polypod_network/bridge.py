@@ -245,9 +245,14 @@ class BridgeNetwork:
 
     def _tear_down(self) -> None:
         transport.send_batch(self._route(), [links.delete(self._options.bridge)])
-        for subnet in self._options.subnets:
-            requests = nftables.delete_table(self._options.table, subnet.version)
-            transport.send_batch(self._netfilter(), requests, envelope=True)
+        configured = {subnet.version for subnet in self._options.subnets}
+        for version in (4, 6):  # both: pod CIDRs may have replaced subnets of another family
+            requests = nftables.delete_table(self._options.table, version)
+            try:
+                transport.send_batch(self._netfilter(), requests, envelope=True)
+            except OSError:
+                if version in configured:
+                    raise
 
 
 def link_name(sandbox_id: SandboxId) -> str:
