@@ -6,12 +6,14 @@ back in our own namespaces before anything else happens.
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import socket
 
 from polypod.supervisor.kernel import namespace, process
 from polypod.supervisor.server import note
+from polypod.supervisor.steps import seclusion
 from polypod.supervisor.steps.namespaces import sysctl_path, write_beneath
 
 TYPE_CHECKING = False
@@ -72,15 +74,14 @@ class Home:
                     socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, _NETLINK_ROUTE
                 )
                 fds["netlink"] = sock.detach()
+            # The init is born in there: it has no more of the host than the containers have.
+            return self._with_init(fds) if "pid" in kinds else Sandbox(fds)
         except BaseException:
             for fd in fds.values():
                 os.close(fd)
             raise
         finally:
             self._come_back(stepped)
-        if "pid" not in kinds:
-            return Sandbox(fds)
-        return self._with_init(fds)
 
     def tcp_socket(self, network: int, family: int) -> socket.socket:
         """Return a TCP socket that lives in a network namespace."""
@@ -123,24 +124,36 @@ class Home:
         return os.open(name, os.O_RDONLY | os.O_CLOEXEC, dir_fd=self._proc)
 
     def _with_init(self, fds: dict[str, int]) -> Sandbox:
-        """Start the init of a pid namespace that several containers share."""
+        """Start the init of a pid namespace that several containers share; it is secluded on return."""
+        ready, done = os.pipe2(os.O_CLOEXEC)
+        pidfd = -1
         try:
-            pid, pidfd = process.clone3(process.CLONE_NEWPID | process.CLONE_PARENT)
+            flags = process.CLONE_NEWPID | process.CLONE_NEWNS | process.CLONE_PARENT
+            pid, pidfd = process.clone3(flags)
             if pid == 0:
-                _reap_for_ever()
+                _reap_for_ever(done)
+            os.close(done)
+            done = -1
+            if not os.read(ready, 1):
+                raise OSError(errno.ECANCELED, "the init of the pod's processes could not start")
             name = f"{pid}/ns/pid"
             fds["pid"] = os.open(name, os.O_RDONLY | os.O_CLOEXEC, dir_fd=self._proc)
         except BaseException:
-            for fd in fds.values():
-                os.close(fd)
+            if pidfd >= 0:
+                os.close(pidfd)
             raise
+        finally:
+            os.close(ready)
+            if done >= 0:
+                os.close(done)
         return Sandbox(fds, pid, pidfd)
 
 
-def _reap_for_ever() -> None:
+def _reap_for_ever(done: int) -> None:
     """The init: holds nothing, does nothing but reap; only SIGKILL from outside ends it."""
     try:
-        os.closerange(0, 1 << 16)
+        seclusion.empty_root()
+        seclusion.drop_all_rights()
         process.set_name("polypod-init")
         for number in range(1, signal.NSIG):
             if number not in (signal.SIGKILL, signal.SIGSTOP, signal.SIGCHLD):
@@ -150,6 +163,8 @@ def _reap_for_ever() -> None:
                     continue
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGCHLD})
         os.setsid()
+        os.write(done, b"r")
+        os.closerange(0, 1 << 16)
         while True:
             signal.sigwait({signal.SIGCHLD})
             try:
