@@ -52,6 +52,8 @@ class ProcessHost:
         if not is_running(state):
             await asyncio.to_thread(_start_keeper, state)
         host = cls(state)
+        # One that was just killed may have answered; and what it left may not start another one.
+        host._keeper_lost()
         try:
             await host.keeper.open()
             await host._supervisor.open()

@@ -108,19 +108,16 @@ class Logger:
         if self.store is not None or self.loop.leaving:
             return
         try:
-            store = Store(self.state)
+            self._hand_over(Store(self.state))
         except (OSError, channel.ChannelError):
             # The supervisor starts one; unless it has died, too.
             if time.monotonic() - self.alone_since > _ALONE_S:
                 self.alone_since = time.monotonic()
                 _start_keeper(self.state)
             self.timers.after(_FIND_KEEPER_S, self._find_keeper)
-            return
-        self._hand_over(store)
 
     def _hand_over(self, store: Store) -> None:
         """Give everything to a new keeper, whose own logger goes on; we must not pump any more."""
-        note("the keeper was replaced: hands over, leaves")
         for container_id, container in self.containers.items():
             for stream in container.streams.values():
                 stream.pump(flush=True)
@@ -131,6 +128,8 @@ class Logger:
                 store.put(_PREFIX + container_id + _PTY, {"whole": True}, [pty])
         if self.last_store is not None:
             self.last_store.hand_over_spares(store)
+        store.confirm()
+        note("the keeper was replaced: handed over, leaves")
         self.loop.leaving = True
 
     def _hold(self, key: str, meta: dict[str, object], fds: list[int]) -> None:

@@ -20,6 +20,10 @@ if TYPE_CHECKING:
     Held = tuple[Message, list[int]]
 
 
+_NOTHING = "-"
+"""No key begins like this."""
+
+
 class Store:
     """One connection. Puts are not waited for: once sent they are safe, the queue outlives us."""
 
@@ -37,8 +41,13 @@ class Store:
         self.sock: socket.socket = channel.connect(os.path.join(state, "keeper.sock"))
         self.spares: dict[str, Held] = {}
         self._number = 0
-        if follow:
-            self.tell({"op": "follow", "prefix": follow})
+        try:
+            if follow:
+                self.tell({"op": "follow", "prefix": follow})
+            self.confirm()
+        except BaseException:
+            self.sock.close()
+            raise
 
     def put(self, key: str, meta: Message, fds: list[int], *, spare: bool = False) -> None:
         """Hand descriptors over; a spare one only counts where the keeper has nothing better."""
@@ -76,16 +85,25 @@ class Store:
                 after = row["key"]
         return found
 
+    def confirm(self) -> None:
+        """Return when the keeper has taken everything that was put; waits.
+
+        A keeper that was just killed still takes connections and messages, until the kernel has closed
+        its last socket: what is in there is lost.
+
+        Raises:
+            OSError, ChannelError: it is gone.
+        """
+        self.fetch(_NOTHING)
+
     def listen(self) -> bool:
         """Take one message of the keeper; waits for it. False: the keeper has left."""
         return self._receive() is not None
 
     def hand_over_spares(self, other: Store) -> None:
-        """Give what we guarded to another keeper."""
+        """Give what we guard to another keeper; it stays with us, too, until we have left."""
         for key, (meta, fds) in self.spares.items():
             other.put(key, meta, fds, spare=True)
-            channel.close_all(fds)
-        self.spares.clear()
 
     def _wait(self) -> Held:
         while True:

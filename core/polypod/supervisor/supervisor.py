@@ -38,6 +38,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from polypod.supervisor.server import Answer, Message
 
+_GUARDED = "log/"
+"""What the logger put there, guarded here, too."""
 _LABELS_MAX = 16 * 1024
 _PAGE_BYTES = 32 * 1024
 _KEEPER_TRIES = 3
@@ -59,19 +61,20 @@ class Supervisor:
         self.sandboxes: dict[str, Sandbox] = {}
         self.launches: dict[str, Launch] = {}
         self.handing_over = False
+        self.old_store: Store | None = None
         self.store = self._find_keeper()
         self._restore()
         self._watch_keeper()
 
     # The keeper.
 
-    def _find_keeper(self) -> Store:
+    def _find_keeper(self, *, follow: str = _GUARDED) -> Store:
         """Connect to the keeper; start one if ours died before we knew it."""
         for _ in range(_KEEPER_TRIES):
             deadline = time.monotonic() + _KEEPER_STARTS_S
             while time.monotonic() < deadline:
                 try:
-                    return Store(self.state_path, follow="log/")
+                    return Store(self.state_path, follow=follow)
                 except (OSError, channel.ChannelError):
                     if not self.presence.holder("keeper"):
                         self._start_keeper()
@@ -110,20 +113,32 @@ class Supervisor:
             self._replace_keeper()
 
     def _replace_keeper(self) -> None:
-        note("the keeper is gone: starting another one, handing over")
+        note("the keeper is gone: finding another one, handing over")
         self.handing_over = True
-        old = self.store
-        self.loop.drop(old.sock.fileno())
-        old.sock.close()
-        self.store = self._find_keeper()
-        old.hand_over_spares(self.store)
+        self.loop.drop(self.store.sock.fileno())
+        self.store.sock.close()
+        if not self.store.spares and self.old_store is not None:
+            # It died before it had everything; what we guarded we still have.
+            self.store.spares = self.old_store.spares
+        self.old_store = self.store
+        self.store = self._find_keeper(follow="")
+        self._watch_keeper()
+        try:
+            self._hand_over()
+        except (OSError, channel.ChannelError) as error:
+            # The loop sees the end of the connection, and we come here again.
+            note(f"keeper: handing over: {error}")
+
+    def _hand_over(self) -> None:
+        if self.old_store is not None:
+            self.old_store.hand_over_spares(self.store)
         for name, found in self.processes.items():
             held = self.launches.get(name)
             fds = held.held() if held is not None and held.hold else _pidfds(found)
             self.store.put(f"process/{name}", found.meta(), fds)
         for name, sandbox in self.sandboxes.items():
             self.store.put(f"sandbox/{name}", sandbox.meta(), sandbox.held())
-        self._watch_keeper()
+        self.store.confirm()
 
     def _hold(self, key: str, meta: Message, fds: list[int]) -> None:
         """Let the keeper hold what we have; one that is gone gets it when it has been replaced."""
@@ -360,7 +375,14 @@ class Supervisor:
         note("handed over: leaves")
 
     def _may_leave(self) -> bool:
-        return self.handing_over and all(launch.hold for launch in self.launches.values())
+        """Tell whether all is with a keeper that lives, and nothing is in flight."""
+        if not self.handing_over or not all(launch.hold for launch in self.launches.values()):
+            return False
+        try:
+            self.store.confirm()
+        except (OSError, channel.ChannelError):
+            return False
+        return True
 
 
 _HELD_FDS = 4

@@ -4,6 +4,7 @@ Imported by tests, and executed as a process of its own where the daemon itself 
 """
 
 import asyncio
+import contextlib
 import os
 import shutil
 import sys
@@ -102,6 +103,25 @@ async def begin(host, root, logs):
     # Inside a pid namespace of its own the first process is 1, and only SIGKILL from outside ends it.
     started["init"] = await launch(host, "init", ["sleep", "1000"], root, own_pids=True)
     return started
+
+
+class FullPipe:
+    """A step of a plan that hangs until somebody reads: the descriptor is a cgroup file's stand-in."""
+
+    def __init__(self):
+        self.read_end, self.write_end = os.pipe()
+        os.set_blocking(self.write_end, False)
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                os.write(self.write_end, b"x" * 4096)
+        os.set_blocking(self.write_end, True)
+
+    def drain(self):
+        os.read(self.read_end, 1 << 20)
+
+    def close(self):
+        os.close(self.read_end)
+        os.close(self.write_end)
 
 
 async def main(state, root, logs):

@@ -1,6 +1,7 @@
 """Deaths in the middle of one launch, held processes that outlive everybody, ends with survivors."""
 
 import asyncio
+import contextlib
 import os
 import select
 import signal
@@ -12,6 +13,8 @@ from polypod.plan.operations import Plan
 from polypod.plugin.errors import Unavailable
 from polypod.processes.host import is_running
 
+from .daemon import FullPipe
+
 pytestmark = pytest.mark.needs_root
 
 TRUE = op.Execute(args=["true"], env=["PATH=/bin"], search=True)
@@ -19,25 +22,6 @@ TRUE = op.Execute(args=["true"], env=["PATH=/bin"], search=True)
 
 def shell(script):
     return op.Execute(args=["sh", "-c", script], env=["PATH=/bin:/usr/bin"], search=True)
-
-
-class FullPipe:
-    """A step of a plan that hangs until somebody reads: the descriptor is a cgroup file's stand-in."""
-
-    def __init__(self):
-        self.read_end, self.write_end = os.pipe()
-        os.set_blocking(self.write_end, False)
-        with pytest.raises(BlockingIOError):
-            while True:
-                os.write(self.write_end, b"x" * 4096)
-        os.set_blocking(self.write_end, True)
-
-    def drain(self):
-        os.read(self.read_end, 1 << 20)
-
-    def close(self):
-        os.close(self.read_end)
-        os.close(self.write_end)
 
 
 @pytest.fixture
@@ -53,6 +37,22 @@ async def gone(pidfd):
         while not select.select([pidfd], [], [], 0)[0]:
             await asyncio.sleep(0.01)
     os.close(pidfd)
+
+
+async def settled(host):
+    """Returns when all three answer: from then on each of them guards what the others have."""
+    async with asyncio.timeout(20):
+        while True:
+            with contextlib.suppress(Unavailable):
+                pids = await host.pids()
+                await host.supervisor.list_namespaces()
+                answer, _ = await host.logger.request("status")
+                if (
+                    set(pids) == {"keeper", "supervisor", "logger"}
+                    and answer["pid"] == pids["logger"]
+                ):
+                    return
+            await asyncio.sleep(0.02)
 
 
 async def until_known(host, name):
@@ -151,26 +151,13 @@ async def test_namespaces_outlive_every_pair(place):
         pids = await host.pids()
         for role in victims:
             os.kill(pids[role], signal.SIGKILL)
-        async with asyncio.timeout(20):
-            while True:
-                try:
-                    found = await host.supervisor.namespaces("s")
-                except Unavailable:
-                    continue
-                if found is not None and (await host.pids())["keeper"] != pids["keeper"] * (
-                    "keeper" in victims
-                ):
-                    break
-                await asyncio.sleep(0.05)
+        await settled(host)
+        found = await host.supervisor.namespaces("s")
         assert found.init_pid == made.init_pid
         for kind, fd in found.fds.items():
             assert os.path.samestat(os.fstat(fd), os.fstat(made.fds[kind]))
         for fd in [*found.fds.values(), found.netlink]:
             os.close(fd)
-        # Until the three have settled: the next pair must be a pair of those that live.
-        async with asyncio.timeout(20):
-            while len(place.ours()) != 4 or set(await host.pids()) != set(pids):
-                await asyncio.sleep(0.05)
     await host.supervisor.drop_namespaces("s")
     for fd in [*made.fds.values(), made.netlink]:
         os.close(fd)

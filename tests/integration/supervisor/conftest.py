@@ -5,10 +5,7 @@ import os
 
 import pytest
 
-from ..kill.conftest import Place
-from ..kill.daemon import container, launch
-
-__all__ = ["container", "launch"]
+from tests.integration.kill.conftest import Place
 
 
 @pytest.fixture

@@ -11,8 +11,8 @@ import pytest
 from polypod.plan import operations as op
 from polypod.plan.operations import Plan
 from polypod.plugin.errors import AlreadyExists, BackendError, InvalidArgument, NotFound
+from tests.integration.kill.daemon import FullPipe, container, launch
 
-from ..kill.daemon import container, launch
 from .conftest import Output
 
 pytestmark = pytest.mark.needs_root
@@ -325,15 +325,10 @@ async def test_labels_come_back_and_are_bounded(host, place):
 
 
 async def test_cancelled_launch_leaves_nothing(host):
-    """A plan that hangs: its first step writes into a full pipe."""
-    read_end, write_end = os.pipe()
-    os.set_blocking(write_end, False)
-    with pytest.raises(BlockingIOError):
-        while True:
-            os.write(write_end, b"x" * 4096)
-    os.set_blocking(write_end, True)
+    """The plan hangs in its first step."""
+    pipe = FullPipe()
     plan = Plan(0, [op.JoinCgroups(sources=["fd:0"]), execute("true")])
-    task = asyncio.create_task(host.supervisor.launch("p", plan, fds=[write_end]))
+    task = asyncio.create_task(host.supervisor.launch("p", plan, fds=[pipe.write_end]))
     while not await host.supervisor.processes():
         await asyncio.sleep(0.01)
     task.cancel()
@@ -341,8 +336,7 @@ async def test_cancelled_launch_leaves_nothing(host):
         await task
     while await host.supervisor.processes():
         await asyncio.sleep(0.01)
-    os.close(read_end)
-    os.close(write_end)
+    pipe.close()
 
 
 @pytest.mark.needs_busybox
