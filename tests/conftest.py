@@ -244,7 +244,7 @@ def _what_stays(before: dict[str, set[str]], group: Path | None) -> dict[str, se
             return {}
         if attempt == 0:
             gc.collect()
-        elif attempt == 40 and _others_at_work(group):
+        elif attempt == 10 and _others_at_work(group):
             # Names do not tell whose they are; alone on a host, every one of them is ours.
             before = {kind: had for kind, had in before.items() if kind not in _SHARED}
         # Interfaces of a dead namespace go some milliseconds behind it.
