@@ -1,0 +1,475 @@
+"""The guest's side of the channel: what the daemon is on a host, for one pod.
+
+It opens what launches need (disks, overlays, cgroups, streams), lets the guest's supervisor run the plans,
+pumps the streams, and tells exits behind the last byte that was written before them.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import time
+
+from polypod.plan import channel
+from polypod.plan.operations import Plan
+from polypod.supervisor.server import Loop, note
+from polypod_vm_child import guest_roots as roots
+from polypod_vm_child.frames import Handler, Link
+from polypod_vm_child.guest_launch import Opened, Refused, open_streams, resolve
+from polypod_vm_child.guest_peers import Peers
+from polypod_vm_child.streams import Sink, Source
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any
+
+    Message = dict[str, Any]
+
+PORT = "polypod.0"
+_SANDBOX = "pod"
+_POD_CGROUP = "/pod"
+_OPENS_AGAIN_S = 0.02
+_DRAINS_S = 5.0
+
+
+class Process:
+    """One launched process: a container's first one, or an exec."""
+
+    __slots__ = ("cgroup", "exit", "group", "kind", "oom", "own_pids", "pid", "pidfd", "started", "streams")
+
+    def __init__(self, kind: str, cgroup: str, *, own_pids: bool) -> None:
+        self.kind = kind
+        self.cgroup = cgroup
+        self.own_pids = own_pids
+        self.pid = 0
+        self.pidfd = -1
+        self.started = False
+        self.streams: list[int] = []
+        self.exit: Message | None = None
+        self.oom = False
+
+    def describe(self) -> Message:
+        """Return what a new daemon has to know."""
+        return {
+            "kind": self.kind,
+            "pid": self.pid,
+            "started": self.started,
+            "exit": self.exit,
+            "oom": self.oom,
+        }
+
+
+class Bridge(Handler):
+    """See the module's description."""
+
+    def __init__(self, state: str) -> None:
+        self.loop = Loop(_serve_nobody)
+        self.processes: dict[str, Process] = {}
+        self.namespaces: dict[str, int] = {}
+        self.sources: dict[int, Source] = {}
+        self.sinks: dict[int, Sink] = {}
+        self.peers = Peers(self.loop, state, self._exited)
+        self.due: list[tuple[float, Callable[[], None]]] = []
+        self.link: Link
+        self._cgroups: Any = None
+        self._open_port()
+
+    def run(self) -> None:
+        """Serve for ever."""
+        while True:
+            now = time.monotonic()
+            for entry in [entry for entry in self.due if entry[0] <= now]:
+                self.due.remove(entry)
+                entry[1]()
+            self.loop.timeout = min((each[0] - now for each in self.due), default=-1.0)
+            if self.loop.timeout != -1.0:
+                self.loop.timeout = max(0.0, self.loop.timeout)
+            self.loop.step()
+
+    def after(self, seconds: float, callback: Callable[[], None]) -> None:
+        """Call once, later."""
+        self.due.append((time.monotonic() + seconds, callback))
+
+    @property
+    def cgroups(self) -> Any:  # noqa: ANN401 - the engine's writer, imported when it is first needed
+        """The namespaces engine's writer, on this kernel's cgroup v2."""
+        if self._cgroups is None:
+            from polypod_namespaces.cgroups import Cgroups, discover
+
+            self._cgroups = Cgroups(discover())
+        return self._cgroups
+
+    # The channel
+
+    def _open_port(self) -> None:
+        self.link = Link(self.loop, os.open(_port(), os.O_RDWR | os.O_CLOEXEC), self)
+
+    def opened(self) -> None:
+        """See `Handler.opened`."""
+        self.link.send({"event": "hello", "kernel": os.uname().release})
+        # While the host prepares its first request.
+        self.after(0.0, lambda: self.cgroups.create(_POD_CGROUP))
+
+    def lost(self, why: str) -> None:
+        """See `Handler.lost`: the host may connect again, at any time."""
+        note(f"channel: {why}")
+        self.after(_OPENS_AGAIN_S, self._open_port)
+
+    def data(self, stream: int, payload: bytes) -> None:
+        """See `Handler.data`."""
+        sink = self.sinks.get(stream)
+        if sink is not None:
+            sink.data(payload)
+
+    def ended(self, stream: int) -> None:
+        """See `Handler.ended`."""
+        sink, source = self.sinks.get(stream), self.sources.get(stream)
+        if sink is not None:
+            sink.end()
+        if source is not None:
+            source.close()
+
+    def granted(self, stream: int, count: int) -> None:
+        """See `Handler.granted`."""
+        source = self.sources.get(stream)
+        if source is not None:
+            source.granted(count)
+
+    def room(self) -> None:
+        """See `Handler.room`."""
+        for source in list(self.sources.values()):
+            source.resume()
+
+    def message(self, message: Message) -> None:
+        """See `Handler.message`: one request."""
+        number = message.get("id")
+
+        def answer(ok: Message | None, error: Message | None = None) -> None:
+            said = {"id": number, "ok": ok or {}} if error is None else {"id": number, "error": error}
+            self.link.send(said)
+
+        try:
+            operation = _OPERATIONS.get(str(message.get("op")))
+            if operation is None:
+                raise Refused("Unimplemented", f"guest: no operation {message.get('op')!r}")
+            done = operation(self, message, answer)
+        except Refused as error:
+            answer(None, {"kind": error.kind, "message": str(error)})
+        except Exception as error:  # noqa: BLE001 - one request fails, the pod goes on
+            answer(None, _described(error))
+        else:
+            if done is not None:
+                answer(done)
+
+    # Requests: each returns its answer, or None and answers later.
+
+    def configure(self, message: Message, answer: Answer) -> Message | None:
+        """Set clock, entropy, files and network; make the pod's namespaces."""
+        import base64
+
+        time.clock_settime_ns(time.CLOCK_REALTIME, int(message["time_ns"]))
+        with open("/dev/urandom", "wb") as pool:
+            pool.write(base64.b64decode(message["entropy"]))
+        roots.write_files(message["files"])
+        network = message.get("network")
+        if network is not None:
+            from polypod_vm_child import guest_network
+
+            guest_network.configure(network)
+        hostname = str(message.get("hostname") or "")
+        if hostname:
+            socket.sethostname(hostname)
+
+        def made(ok: Message | None, error: Message | None, fds: list[int]) -> None:
+            if error is None:
+                self.namespaces = dict(zip((ok or {})["kinds"], fds, strict=False))
+            answer({}, error)
+
+        request = {"op": "make_namespaces", "sandbox": _SANDBOX, "kinds": message["kinds"]}
+        self.peers.ask({**request, "hostname": hostname, "sysctls": {}}, [], made)
+        return None
+
+    def launch(self, message: Message, answer: Answer) -> None:
+        """Open what a container needs and run its plan up to its gate."""
+        name = str(message["process"])
+        if name in self.processes:
+            raise Refused("AlreadyExists", f"process {name} exists")
+        cgroup = str(message["cgroup"])
+        process = Process("container", cgroup, own_pids=bool(message["own_pids"]))
+        opened = Opened()
+        try:
+            root = message["root"]
+            lower = roots.mount_disk(root["serial"], root["fstype"])
+            opened.add(f"disk:{root['serial']}", roots.make_root(name, lower))
+            for source, bind in message["binds"].items():
+                opened.add(source, roots.open_bind(bind["path"], bind["attributes"]))
+            self.cgroups.create(cgroup)
+            self.cgroups.apply(cgroup, {"": [tuple(each) for each in message["limits"]]})
+            opened.add("cgroup:own", self.cgroups.join_descriptors(cgroup)[0])
+            self._start(name, process, message, opened, answer, hold=True)
+        except BaseException:
+            opened.close()
+            self._discard(name, process)
+            raise
+
+    def exec(self, message: Message, answer: Answer) -> None:
+        """Run an extra process in a container."""
+        name, container = str(message["process"]), self._alive(str(message["container"]))
+        group = f"{container.cgroup}/exec-{name[:16]}"
+        process = Process("exec", group, own_pids=False)
+        opened = Opened()
+        try:
+            opened.add("cgroup:own", self.cgroups.join_child(container.cgroup, group)[0])
+            self._start(name, process, message, opened, answer, hold=False)
+        except BaseException:
+            opened.close()
+            self.cgroups.remove_quietly(group)
+            raise
+
+    def _start(
+        self,
+        name: str,
+        process: Process,
+        message: Message,
+        opened: Opened,
+        answer: Answer,
+        *,
+        hold: bool,
+    ) -> None:
+        ours = open_streams(message["streams"], opened)
+        plan = resolve(Plan.from_wire(message["plan"]), opened, self._named)
+        self._pump(process, ours)
+        self.processes[name] = process
+
+        def launched(ok: Message | None, error: Message | None, fds: list[int]) -> None:
+            if error is None:
+                process.pid, process.pidfd = int((ok or {})["pid"]), fds[0]
+                process.started = not hold
+            else:
+                self._discard(name, process)
+            answer({"pid": process.pid}, error)
+
+        self.peers.launch(name, plan, opened.fds, launched, hold=hold)
+        opened.close()
+
+    def _named(self, source: str) -> int:
+        """Return a descriptor of ours that a plan names."""
+        kind, _, name = source.partition(":")
+        if kind == "sandbox" and name in self.namespaces:
+            return self.namespaces[name]
+        if kind == "container":
+            return self._alive(name).pidfd
+        raise Refused("InvalidArgument", f"source {source!r}: there is no such thing in the guest")
+
+    def _pump(self, process: Process, ours: list[tuple[int, str, int]]) -> None:
+        for stream, direction, fd in ours:
+            process.streams.append(stream)
+            if direction == "out":
+                self.sources[stream] = Source(self.loop, self.link, stream, fd)
+            elif direction == "in":
+                self.sinks[stream] = Sink(self.loop, self.link, stream, fd)
+            else:
+                self._await_terminal(process, stream, fd)
+
+    def _await_terminal(self, process: Process, stream: int, fd: int) -> None:
+        """A pty's master will come over a socket: it is stream N for output and N + 1 for input."""
+        process.streams.append(stream + 1)
+        console = socket.socket(fileno=fd)
+
+        def came(_events: int) -> None:
+            _data, fds, _flags, _address = socket.recv_fds(console, 64, 1)
+            self.loop.drop(console.fileno())
+            console.close()
+            if not fds:
+                self.link.send_end(stream)
+                return
+            self.sources[stream] = Source(self.loop, self.link, stream, fds[0])
+            self.sinks[stream + 1] = Sink(self.loop, self.link, stream + 1, os.dup(fds[0]))
+
+        self.loop.add(console.fileno(), came)
+
+    def release(self, message: Message, answer: Answer) -> None:
+        """Let a container's program run."""
+        name = str(message["process"])
+        process = self._known(name)
+
+        def released(_ok: Message | None, error: Message | None, fds: list[int]) -> None:
+            channel.close_all(fds)
+            process.started = error is None
+            answer({"pid": process.pid}, error)
+
+        self.peers.ask({"op": "release", "process": name}, [], released)
+
+    def kill(self, message: Message, _answer: Answer) -> Message:
+        """Signal a first process, or (``whole``) all of its cgroup; who is gone is fine."""
+        process = self.processes.get(str(message["process"]))
+        if process is None:
+            return {}
+        number = int(message["signal"])
+        if message["whole"]:
+            self.cgroups.kill(process.cgroup, number)
+        if process.exit is None and not (message["whole"] and process.started):
+            self.peers.tell({"op": "kill", "process": message["process"], "signal": number})
+        return {}
+
+    def resize(self, message: Message, _answer: Answer) -> Message:
+        """Set the size of a terminal."""
+        import fcntl
+        import struct
+        import termios
+
+        source = self.sources.get(int(message["stream"]))
+        if source is not None and source.fd >= 0:
+            size = struct.pack("HHHH", int(message["height"]), int(message["width"]), 0, 0)
+            fcntl.ioctl(source.fd, termios.TIOCSWINSZ, size)
+        return {}
+
+    def delete(self, message: Message, _answer: Answer) -> Message:
+        """Give back what a process had; unknown ones are fine."""
+        name = str(message["process"])
+        process = self.processes.get(name)
+        if process is not None:
+            self._discard(name, process)
+        return {}
+
+    def _discard(self, name: str, process: Process) -> None:
+        self.processes.pop(name, None)
+        if process.kind == "exec":
+            self.cgroups.remove_quietly(process.cgroup)
+        elif self.cgroups.exists(process.cgroup):
+            self.cgroups.kill(process.cgroup, signal.SIGKILL)
+            self.cgroups.remove(process.cgroup)
+        for stream in process.streams:
+            source, sink = self.sources.pop(stream, None), self.sinks.pop(stream, None)
+            if source is not None:
+                source.close()
+            if sink is not None:
+                sink.close()
+        if process.kind == "container":
+            roots.remove_root(name)
+        if process.pidfd >= 0:
+            os.close(process.pidfd)
+        self.peers.tell({"op": "forget", "process": name})
+
+    def update(self, message: Message, _answer: Answer) -> Message:
+        """Change limits, all or none."""
+        cgroup = self._known(str(message["process"])).cgroup
+        files = {"": [tuple(each) for each in message["limits"]]}
+        before = self.cgroups.read(cgroup, files)
+        try:
+            self.cgroups.apply(cgroup, files)
+        except Exception:
+            self.cgroups.apply(cgroup, before)
+            raise
+        return {}
+
+    def stats(self, message: Message, _answer: Answer) -> Message:
+        """Return counters of containers that are alive."""
+        from polypod_vm_child import guest_usage
+
+        alive = {
+            name: self.processes[name].cgroup
+            for name in message["processes"]
+            if name in self.processes and self.processes[name].exit is None
+        }
+        return {name: guest_usage.read(self.cgroups, path) for name, path in alive.items()}
+
+    def list(self, _message: Message, _answer: Answer) -> Message:
+        """Return every process that is not deleted."""
+        return {name: process.describe() for name, process in self.processes.items()}
+
+    # Exits
+
+    def _exited(self, name: str, record: Message) -> None:
+        process = self.processes.get(name)
+        if process is None or process.exit is not None:
+            return
+        process.exit = record
+        if process.kind == "container" and not process.own_pids:
+            self.cgroups.kill(process.cgroup, signal.SIGKILL)
+        process.oom = record.get("code") != 0 and self._oom_kills(process.cgroup) > 0
+        waits = [self.sources[each] for each in process.streams if each in self.sources]
+        event = {"event": "exit", "process": name, "oom": process.oom, **record}
+        event["streams"] = process.streams
+        told = [False]
+
+        def tell() -> None:
+            waits[:] = [] if told[0] else waits
+            if not told[0]:
+                told[0] = True
+                self.link.send(event)
+
+        left = [len(waits)]
+
+        def one_done() -> None:
+            left[0] -= 1
+            if left[0] <= 0:
+                tell()
+
+        if not waits:
+            tell()
+        for source in list(waits):
+            source.when_sent(one_done)
+        # One that nobody reads on the host must not hide the exit.
+        self.after(_DRAINS_S, tell)
+
+    def _oom_kills(self, path: str) -> int:
+        names = [path, *(f"{path}/{name}" for name in self.cgroups.children(path))]
+        return sum(self.cgroups.oom_kills(name) for name in names)
+
+    # Small things
+
+    def _known(self, name: str) -> Process:
+        if name not in self.processes:
+            raise Refused("NotFound", f"process {name}: unknown in the guest")
+        return self.processes[name]
+
+    def _alive(self, name: str) -> Process:
+        process = self._known(name)
+        if process.exit is not None or not process.started:
+            raise Refused("BackendError", f"container {name}: it does not run")
+        return process
+
+
+if TYPE_CHECKING:
+    Answer = Callable[..., None]
+
+_OPERATIONS: dict[str, Callable[[Bridge, Message, Answer], Message | None]] = {
+    "configure": Bridge.configure,
+    "launch": Bridge.launch,
+    "exec": Bridge.exec,
+    "release": Bridge.release,
+    "kill": Bridge.kill,
+    "resize": Bridge.resize,
+    "delete": Bridge.delete,
+    "update": Bridge.update,
+    "stats": Bridge.stats,
+    "list": Bridge.list,
+}
+
+
+def _serve_nobody(_peer: object, _message: object, _fds: object) -> None:
+    """The bridge listens to nobody but the channel."""
+
+
+def _described(error: Exception) -> Message:
+    number = getattr(error, "errno", 0) or 0
+    said = (error.strerror if isinstance(error, OSError) else "") or str(error)
+    return {"kind": type(error).__name__, "message": f"guest: {said}", "errno": number}
+
+
+def _port() -> str:
+    base = "/sys/class/virtio-ports"
+    for name in os.listdir(base):
+        with open(f"{base}/{name}/name") as file:
+            if file.read().strip() == PORT:
+                return f"/dev/{name}"
+    text = f"no virtio-serial port is named {PORT}"
+    raise FileNotFoundError(2, text)
+
+
+def main(state: str) -> None:
+    """Become the bridge."""
+    Bridge(state).run()
