@@ -67,6 +67,13 @@ def _busybox() -> str:
     return "" if shutil.which("busybox") else "busybox is not installed"
 
 
+def _cni() -> str:
+    for name in ("bridge", "host-local", "portmap"):
+        if not any(Path(each, name).exists() for each in ("/opt/cni/bin", "/usr/lib/cni")):
+            return f"the CNI plugin {name} is not installed"
+    return ""
+
+
 PROBES = {
     "needs_root": _root,
     "needs_cgroup1": _cgroup1,
@@ -75,6 +82,7 @@ PROBES = {
     "needs_overlay": lambda: _filesystem("overlay"),
     "needs_libseccomp": _libseccomp,
     "needs_busybox": _busybox,
+    "needs_cni": _cni,
 }
 _answers: dict[str, str] = {}
 

@@ -13,6 +13,7 @@ from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
+from polypod.boot.namespace_paths import NamespacePaths
 from polypod.boot.places import Places
 from polypod.boot.processes import SIMULATOR, Processes, is_simulated
 from polypod.boot.standins import NoImages, NoNetwork
@@ -131,6 +132,8 @@ class Opener:
                 raise FailedPrecondition(kind.unusable)
             root, state = self.places.own("network", name)
             network = await _opened(kind.open(NetworkContext(self.config.network, root, state)))
+            if kind.needs_path:
+                network = NamespacePaths(network, self.places.state / "namespace-paths")
         except Exception as error:  # noqa: BLE001 - see `handlers`
             log.error("network unusable type=%s reason=%s", name, _reason(error))
             self._require("network", name, _reason(error))

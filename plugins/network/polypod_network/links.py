@@ -76,12 +76,17 @@ def pod_requests(
 ) -> list[Request]:
     """Everything inside a fresh pod namespace: loopback, ``eth0``, addresses, default routes."""
     requests = [
-        Request(_RTM_NEWLINK, 0, _link(_LOOPBACK_INDEX, up=True), "bring up lo"),
+        loopback_up(),
         Request(_RTM_NEWLINK, 0, _link(index, up=True), f"bring up {POD_INTERFACE}"),
     ]
     requests += [address(index, item) for item in addresses]
     requests += [default_route(index, item) for item in gateways]
     return requests
+
+
+def loopback_up() -> Request:
+    """Bring up the loopback of a fresh namespace."""
+    return Request(_RTM_NEWLINK, 0, _link(_LOOPBACK_INDEX, up=True), "bring up lo")
 
 
 def address(index: int, item: Interface) -> Request:
