@@ -5,6 +5,7 @@ import os
 import resource
 import signal
 import termios
+from contextlib import contextmanager
 
 import pytest
 
@@ -136,37 +137,37 @@ def test_reopen_waits_for_the_line_end(pipe, tmp_path):
     assert bodies(tmp_path / "2") == ["F new"]
 
 
-@pytest.fixture
-def small_files():
+@contextmanager
+def files_of(size):
+    """Keep files from growing beyond a size: inside the block alone, pytest writes files, too."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, handler)
 
-    def limit(size):
-        resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
 
-    yield limit
-    resource.setrlimit(resource.RLIMIT_FSIZE, before)
-    signal.signal(signal.SIGXFSZ, handler)
-
-
-def test_append_keeps_whole_lines_when_the_disk_is_full(log, tmp_path, small_files):
-    small_files(10)
-    assert log.append(b"1234\n5678\n9abc\n") == (10, errno.EFBIG)
-    small_files(13)
-    assert log.append(b"9abc\n") == (0, errno.EFBIG)
+def test_append_keeps_whole_lines_when_the_disk_is_full(log, tmp_path):
+    with files_of(10):
+        first = log.append(b"1234\n5678\n9abc\n")
+    with files_of(13):
+        second = log.append(b"9abc\n")
+    assert (first, second) == ((10, errno.EFBIG), (0, errno.EFBIG))
     assert (tmp_path / "log").read_bytes() == b"1234\n5678\n"
 
 
-def test_stream_counts_what_the_disk_refused_and_says_so(pipe, tmp_path, small_files):
+def test_stream_counts_what_the_disk_refused_and_says_so(pipe, tmp_path):
     stream, (writer,) = pipe
     os.write(writer, b"one\n")
     stream.pump()
-    small_files((tmp_path / "log").stat().st_size + 5)
-    for _ in range(3):
-        os.write(writer, b"lost\nlost\n")
-        stream.pump()
+    with files_of((tmp_path / "log").stat().st_size + 5):
+        for _ in range(3):
+            os.write(writer, b"lost\nlost\n")
+            stream.pump()
     assert stream.source.pending() == 0
-    small_files(100_000)
     os.write(writer, b"two\n")
     stream.pump()
     first, note, last = bodies(tmp_path / "log")
