@@ -20,7 +20,9 @@ from pathlib import Path
 from typing import Any, cast
 
 from polypod.lifecycle.assemble import Assembler
+from polypod.lifecycle.checks import check_container, check_sandbox
 from polypod.lifecycle.host_facts import HostFacts
+from polypod.lifecycle.parts import Handler
 from polypod.lifecycle.ports import ConfigRequest
 from polypod.lifecycle.sandboxes import sandbox_namespaces
 from polypod.plugin.errors import PolypodError
@@ -187,6 +189,8 @@ class Bench:
         self.backend = backend
         self.facts = HostFacts.probe()
         self.assembler = Assembler(host=self.facts)
+        (offer,) = plugin.polypod_runtime_types()
+        self.handler = Handler("namespaces", offer, backend, cast(ImageStore, _ImageFiles({})))
         self._pods: list[Pod] = []
 
     @classmethod
@@ -197,21 +201,25 @@ class Bench:
         context = RuntimeContext("namespaces", {}, directory, state, parent, host.supervisor)
         return cls(directory, root, host, parent, await open_backend(context))
 
-    async def pod(self, **fields: Any) -> Pod:
-        """Run a sandbox; ``fields`` are those of `SandboxConfig`."""
-        fields.setdefault("security", SandboxSecurity(namespaces=OWN_PIDS))
+    async def pod(self, modes: NamespaceOptions = OWN_PIDS, **fields: Any) -> Pod:
+        """Run a sandbox; ``fields`` are those of `SandboxConfig`.
+
+        It is privileged, as a kubelet says of a pod of which any container is.
+        """
+        fields.setdefault("security", SandboxSecurity(namespaces=modes, privileged=True))
         metadata = PodMetadata(f"pod-{new_id()[:8]}", new_id(), "tests")
         config = SandboxConfig(metadata, **{"hostname": "pod", **fields})
-        (offer,) = plugin.polypod_runtime_types()
-        kinds = sandbox_namespaces(offer.sandbox_namespaces, config)
+        check_sandbox(self.handler, config)
+        kinds = sandbox_namespaces(self.handler.type.sandbox_namespaces, config)
         sandbox_id = SandboxId(new_id())
         sysctls = self.assembler.sysctls(config)
+        files = self.assembler.sandbox_files(config)
         made = await self.host.supervisor.make_namespaces(
             sandbox_id, kinds, hostname=config.hostname, sysctls=sysctls
         )
         place = self.directory / sandbox_id
         place.mkdir(mode=0o700)
-        for name, text in self.assembler.sandbox_files(config).items():
+        for name, text in files.items():
             (place / name).write_text(text)
         spec = SandboxSpec(sandbox_id, config, made, place, f"{self.parent}/{sandbox_id}")
         pod = Pod(self, spec)
@@ -252,6 +260,7 @@ class Pod:
         request = ContainerConfig(
             ContainerMetadata("box"), ImageSpec("localhost/box"), **{"command": args, **fields}
         )
+        check_container(self.bench.handler, self.spec.config, request)
         stored = Image(
             ImageId(f"sha256:{new_id()}"), (), (), 1, image, Digest(f"sha256:{new_id()}")
         )

@@ -287,8 +287,10 @@ def _read_profile(reference: str) -> bytes:
         fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError as error:
         raise InvalidArgument(f"seccomp profile {path}: {error.strerror}") from error
-    with os.fdopen(fd, "rb") as file:
+    try:
         facts = os.fstat(fd)
         if not stat.S_ISREG(facts.st_mode) or facts.st_size > _PROFILE_BYTES:
             raise InvalidArgument(f"seccomp profile {path}: no regular file of at most 1 MiB")
-        return file.read(_PROFILE_BYTES)
+        return os.read(fd, _PROFILE_BYTES)
+    finally:
+        os.close(fd)

@@ -166,6 +166,10 @@ def _refuse_what_is_missing(config: OciConfig) -> None:
         raise Unsupported(f"SELinux label {process.selinux_label!r}: not enabled on this host")
     if any(item.type in ("user", "time") for item in linux.namespaces):
         raise Unsupported("user and time namespaces are not supported by the namespaces engine yet")
+    if linux.uid_mappings or linux.gid_mappings:
+        raise Unsupported(
+            "linux.uidMappings and gidMappings take a user namespace: not supported yet"
+        )
     if not any(item.type == "mount" for item in linux.namespaces):
         raise InvalidArgument("linux.namespaces: a mount namespace is needed for a root of its own")
 
@@ -248,6 +252,8 @@ def _mount(mount: OciMount, target: str, sources: Sources) -> Operation:
     options = parse_mount_options(mount.options, target)
     if options.bind or not mount.type or mount.type == "bind":
         raise InvalidArgument(f"mount {target}: its source {mount.source!r} was not opened")
+    if mount.uid_mappings or mount.gid_mappings:
+        raise Unsupported(f"mount {target}: only bind mounts can be idmapped")
     attributes = options.set_ | options.recursive_set
     if mount.type != "cgroup":
         data: list[list[str | None]] = [[key, value] for key, value in options.data]

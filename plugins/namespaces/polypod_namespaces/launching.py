@@ -10,8 +10,8 @@ from collections.abc import Mapping
 from typing import Final
 
 from polypod.plan.operations import Plan
-from polypod.plugin.errors import BackendError, InvalidArgument
-from polypod.plugin.oci import OciResources
+from polypod.plugin.errors import BackendError, InvalidArgument, Unsupported
+from polypod.plugin.oci import Hooks, OciResources
 from polypod.plugin.requests import Resources
 from polypod.plugin.runtime import ContainerSpec, ExecSpec
 from polypod.plugin.services import Stdio
@@ -62,8 +62,11 @@ class Launches:
         Raises:
             BackendError: the host refused something; the text names it.
             InvalidArgument: the config contradicts itself.
+            Unsupported: it asks for what this engine does not do (E23).
         """
         config = spec.config
+        if config.hooks != Hooks():
+            raise Unsupported(f"container {spec.id}: OCI hooks are not run by this handler")
         root = descriptors.take(open_rootfs(spec.rootfs))
         binds = bind_mounts(config)
         shm = spec.sandbox.directory / "shm"

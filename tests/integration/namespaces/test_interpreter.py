@@ -11,7 +11,7 @@ import pytest
 from support.containment import PYTHON, python, python_mounts, security
 
 import polypod
-from polypod.plugin.requests import Capabilities, NamespaceMode, NamespaceOptions, SandboxSecurity
+from polypod.plugin.requests import Capabilities, NamespaceMode, NamespaceOptions
 
 pytestmark = [pytest.mark.needs_root, pytest.mark.needs_overlay, pytest.mark.needs_busybox]
 
@@ -103,8 +103,7 @@ async def test_e1_interpreter_cannot_be_opened_for_writing(pod, added):
 @pytest.fixture
 async def shared(bench):
     """A pod whose containers share one pid namespace, which has an init of ours."""
-    modes = NamespaceOptions(pid=NamespaceMode.POD)
-    return await bench.pod(security=SandboxSecurity(namespaces=modes))
+    return await bench.pod(NamespaceOptions(pid=NamespaceMode.POD))
 
 
 def curious(pod):
