@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import subprocess
 from pathlib import Path
 
 import grpc
@@ -35,7 +36,7 @@ def grpc_stays_open() -> None:
 
 
 @pytest.fixture(scope="module")
-def server(request: pytest.FixtureRequest, handler: Subject):
+def server(request: pytest.FixtureRequest, handler: Subject, reference: str):
     """A server whose default handler is the one tested.
 
     A module may set ``FAILPOINTS`` to rules that its servers run with.
@@ -48,15 +49,16 @@ def server(request: pytest.FixtureRequest, handler: Subject):
     )
     try:
         server.start()
-        asyncio.run(_warm_up(server))
+        asyncio.run(_warm_up(server, reference))
         yield server
     finally:
         server.take_down()
 
 
-async def _warm_up(server: Server) -> None:
+async def _warm_up(server: Server, reference: str) -> None:
     """Run a first pod: it brings what a server makes once, such as its bridge and its cgroup."""
     async with CriClient(server.endpoint) as cri:
+        await cri.pull_image(reference)
         meta = pb.PodSandboxMetadata(name="first", uid="first", namespace="conformance")
         sandbox_id = await cri.run_sandbox(pb.PodSandboxConfig(metadata=meta, hostname="first"))
         await cri.stop_sandbox(sandbox_id)
@@ -70,7 +72,7 @@ def layout(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return images.write_layout(place, [images.busybox_layer()])
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def reference(request: pytest.FixtureRequest, handler: Subject) -> str:
     """What PullImage is asked for to get that image."""
     if handler.simulated:
@@ -100,3 +102,19 @@ async def pods(cri: CriClient, image: str, tmp_path: Path):
     made = Pods(cri, image, tmp_path)
     yield made
     await made.remove_all()
+
+
+@pytest.fixture
+def shared_mount(handler: Subject, tmp_path: Path):
+    """A directory from which mounts propagate; for simulated programs a plain one, they mount nothing."""
+    place = tmp_path / "shared"
+    place.mkdir()
+    if handler.simulated:
+        yield place
+        return
+    subprocess.run(["mount", "-t", "tmpfs", "tmpfs", place], check=True)
+    try:
+        subprocess.run(["mount", "--make-rshared", place], check=True)
+        yield place
+    finally:
+        subprocess.run(["umount", "--recursive", place], check=True)

@@ -37,7 +37,7 @@ class Subject:
     """For ``--set``; the handler itself stands in ``config`` or here."""
     config: Path | None = None
     networked: bool = True
-    """Whether its pods have a network namespace that core makes."""
+    """Whether its pods get addresses from core: always on the simulator, whose network is simulated."""
     programs: dict[str, list[str]] = field(default_factory=dict)
     """What images cannot settle: how a program runs out of memory, or burns cpu."""
 
@@ -92,7 +92,7 @@ def _subject(
         features=offered.features,
         settings=(*settings, f"server.default_handler={name}"),
         config=Path(CONFIG) if config is not None else None,
-        networked="network" in offered.sandbox_namespaces,
+        networked=simulated or "network" in offered.sandbox_namespaces,
         programs=SIMULATED if simulated else REAL,
     )
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import secrets
 import shutil
 import signal
@@ -25,7 +26,8 @@ POLYPOD = str(Path(sys.executable).with_name("polypod"))
 LIMIT_S = 60.0
 """For a server that starts, leaves or is taken down: generous, hosts are shared."""
 _POLL_S = 0.02
-_FILES_OF_DATABASES = ("-wal", "-shm", "-journal")
+_ID = re.compile("[0-9a-f]{64}")
+_DIGESTS = {"sha256", "sha512"}
 _CGROUPS = Path("/sys/fs/cgroup")
 
 
@@ -170,7 +172,7 @@ class Server:
         """Return what exists on the host because of this server; equal before and after = nothing left.
 
         Kinds: mounts below its directory, links on its bridge, cgroups below its parent, namespaces that
-        its processes hold, processes, and files below root and state.
+        its processes hold, processes, and files that bear the id of a sandbox or container.
         """
         pids = self.pids()
         self._links |= _links_of(self._subnet)
@@ -183,12 +185,20 @@ class Server:
             "files": frozenset(self._files()),
         }
 
-    def settled(self, before: Mapping[str, frozenset[str]]) -> dict[str, frozenset[str]]:
-        """Return what is there beyond ``before``; waits a while for what goes behind an answer."""
+    def settled(
+        self, before: Mapping[str, frozenset[str]], *, ignore: str = ""
+    ) -> dict[str, frozenset[str]]:
+        """Return what is there beyond ``before``; waits a while for what goes behind an answer.
+
+        Args:
+            before: an earlier `residue`.
+            ignore: a kind that may change, such as ``processes`` where daemons were started anew.
+        """
         deadline = time.monotonic() + LIMIT_S / 4
         while True:
             now = self.residue()
-            left = {kind: now[kind] - before[kind] for kind in now if now[kind] - before[kind]}
+            left = {kind: now[kind] - before[kind] for kind in now if kind != ignore}
+            left = {kind: more for kind, more in left.items() if more}
             if not left or time.monotonic() > deadline:
                 return left
             time.sleep(_POLL_S)
@@ -227,7 +237,7 @@ class Server:
             str(path)
             for place in places
             for path in place.rglob("*")
-            if not path.name.endswith(_FILES_OF_DATABASES)
+            if any(map(_ID.fullmatch, path.parts)) and not _DIGESTS.intersection(path.parts)
         ]
 
     def _left_at_the_end(self) -> dict[str, list[str]]:
