@@ -15,6 +15,8 @@ BEHIND = {
     "pyroute2": ("plugins/network/",),
     "isal": ("plugins/image/",),
     "zstandard": ("plugins/image/",),
+    "aiohttp": ("plugins/image/polypod_image/registry/transport.py",),
+    "yarl": ("plugins/image/polypod_image/registry/transport.py",),
     "libvirt": ("plugins/vm/",),
 }
 """Library → the only places that may import it."""

@@ -12,7 +12,7 @@ import os
 import secrets
 import stat
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from threading import Event, Lock
 from typing import Final
@@ -24,19 +24,21 @@ from polypod.plugin.errors import (
     ResourceExhausted,
     Unsupported,
 )
-from polypod.plugin.ids import ImageId
+from polypod.plugin.ids import Digest, ImageId
 from polypod.plugin.images import FilesystemUsage, Image, Progress
 from polypod_image.blobs import Blobs
 from polypod_image.catalog import DIGEST, SOURCE, TAG, Catalog, StoredImage
 from polypod_image.containers import check_filesystem, prepare_directory
 from polypod_image.copying import copy_merged
+from polypod_image.documents import Descriptor
+from polypod_image.finding import find
 from polypod_image.importing import Arrived, Importer, base_name
 from polypod_image.layers import Layers
 from polypod_image.merged import MergedView, read_file
-from polypod_image.meter import Meter
+from polypod_image.meter import Meter, check_space
 from polypod_image.options import Limits
-from polypod_image.pins import Pins
-from polypod_image.places import Places
+from polypod_image.pins import Lease, Pins
+from polypod_image.places import Places, sync_directory
 from polypod_image.platforms import host_platform
 from polypod_image.references import Reference, with_digest
 from polypod_image.sources import LocalSource, Transport, open_archive
@@ -193,6 +195,64 @@ class Inventory:
             path.unlink(missing_ok=True)
             raise
         return path
+
+    # Bringing in, piece by piece: what a pull from a registry uses
+
+    @property
+    def work(self) -> Path:
+        """Where unfinished files lie; emptied at open."""
+        return self._places.work
+
+    def lease(self) -> Lease:
+        """Return what holds blobs and layers until their image is committed."""
+        return self._pins.lease()
+
+    def hold_blob(self, lease: Lease, descriptor: Descriptor) -> bool:
+        """Hold a blob; return whether it is here. If not, there is space for it.
+
+        Raises:
+            InvalidArgument: it is here with another size.
+            ResourceExhausted: no space.
+        """
+        place = self._places.blob(descriptor.digest)
+        if not lease.hold(place):
+            check_space(str(self._places.root), self._limits.free_bytes, descriptor.size)
+            return False
+        found = place.stat().st_size
+        if found != descriptor.size:
+            raise InvalidArgument(
+                f"blob {descriptor.digest}: {found} bytes, its descriptor says {descriptor.size}"
+            )
+        return True
+
+    def land(self, fresh: Path, digest: Digest) -> None:
+        """Give a file of `work` that is whole, verified and durable its name; it is held already."""
+        place = self._places.blob(digest)
+        fresh.rename(place)
+        sync_directory(place.parent)
+
+    def document(self, lease: Lease, digest: Digest, limit: int) -> bytes | None:
+        """Hold a small blob and return it, None if it is not here."""
+        return self._blobs.read(digest, limit) if lease.hold(self._places.blob(digest)) else None
+
+    def keep(self, lease: Lease, descriptor: Descriptor, data: bytes) -> None:
+        """Store a small blob."""
+        pieces = iter((data, b""))
+        self._blobs.put(lease, lambda: next(pieces), descriptor.digest, descriptor.size)
+
+    def knows(self, name: str) -> bool:
+        """Return whether an image has a name."""
+        return name in self.catalog.names
+
+    def named(self, reference: Reference) -> Image | None:
+        """Return the image of a reference, None if it is not here."""
+        return find(self.catalog, str(reference))
+
+    def commit(self, image: StoredImage, names: Mapping[str, str]) -> Image:
+        """Commit an image whose blobs are held and whose layers are unpacked (name → kind)."""
+        with self._committing:
+            self.catalog.add(image, names)
+            return self.catalog.shown[image.id]
 
     # Taking away
 

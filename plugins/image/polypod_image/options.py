@@ -9,9 +9,8 @@ from pathlib import Path
 from typing import Final
 
 from polypod.plugin.errors import InvalidArgument
-
-_OTHERS: Final = frozenset({"hosts_dir"})
-"""Keys of the same table that belong to the registry client."""
+from polypod_image.registry import settings
+from polypod_image.registry.settings import PullOptions
 
 
 class DevicePolicy(StrEnum):
@@ -45,6 +44,7 @@ class StoreOptions:
     overlay_options: tuple[str, ...] = ("volatile",)
     usage_interval_s: float = 10.0
     """Seconds between two samples of the writable layers; 0 takes none."""
+    pulls: PullOptions = field(default_factory=PullOptions)
 
 
 _NUMBERS: Final = {
@@ -61,12 +61,20 @@ def parse(options: Mapping[str, object]) -> StoreOptions:
     Args:
         options: ``oci_dirs`` (list of absolute directories), ``max_layer_bytes``, ``max_layer_inodes``,
             ``max_file_bytes``, ``min_free_bytes``, ``devices`` (``skip``, ``keep`` or ``refuse`` device
-            nodes in layers), ``overlay_options`` (list), ``usage_interval_s``.
+            nodes in layers), ``overlay_options`` (list), ``usage_interval_s``, and those of
+            `registry.settings`.
 
     Raises:
         InvalidArgument: naming the key and the value.
     """
-    known = {*_NUMBERS, *_OTHERS, "oci_dirs", "devices", "overlay_options", "usage_interval_s"}
+    known = {
+        *_NUMBERS,
+        *settings.KEYS,
+        "oci_dirs",
+        "devices",
+        "overlay_options",
+        "usage_interval_s",
+    }
     unknown = sorted(
         key for key, value in options.items() if key not in known and not isinstance(value, Mapping)
     )
@@ -80,6 +88,7 @@ def parse(options: Mapping[str, object]) -> StoreOptions:
         limits=Limits(**numbers, devices=_devices(options)),
         overlay_options=_texts(options, "overlay_options", ("volatile",)),
         usage_interval_s=_seconds(options, "usage_interval_s", 10.0),
+        pulls=settings.parse(options),
     )
 
 

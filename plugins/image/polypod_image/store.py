@@ -14,7 +14,7 @@ from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from polypod.plugin.errors import InvalidArgument, NotFound, Unsupported
 from polypod.plugin.ids import ContainerId, ImageId
@@ -29,8 +29,11 @@ from polypod_image.options import StoreOptions
 from polypod_image.places import Places
 from polypod_image.references import Reference, parse_reference
 from polypod_image.sampling import Sampler
-from polypod_image.sources import KNOWN, LocalSource, detect, locate, transport_of
+from polypod_image.sources import LocalSource, detect, locate, transport_of
 from polypod_image.trash import Trash
+
+if TYPE_CHECKING:
+    from polypod_image.registry.pulling import Puller
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -59,6 +62,7 @@ class ContentStore:
         self._roots: dict[ImageId, tuple[tuple[Path, ...], tuple[int, int, int]]] = {}
         self._files: OrderedDict[tuple[ImageId, str], bytes | None] = OrderedDict()
         self._copies: dict[ContainerId, asyncio.Lock] = {}
+        self._puller: Puller | None = None
         self._inventory: Inventory
         self._catalog: Catalog
 
@@ -98,6 +102,8 @@ class ContentStore:
         if self._inventory.stopping.is_set():
             return
         self._inventory.stopping.set()
+        if self._puller is not None:
+            await self._puller.close()
         while self._tasks:
             await asyncio.wait(self._tasks)
         for work in (self._sampler.close, self._containers.close, self._trash.close):
@@ -142,14 +148,10 @@ class ContentStore:
     async def pull(
         self, reference: str, /, *, auth: Auth | None = None, progress: Progress | None = None
     ) -> Image:
-        """Import what ``oci:PATH`` and its like lead to; there is no registry client here."""
-        del auth
+        """Pull from a registry, or import what ``oci:PATH`` and its like lead to."""
         transport = transport_of(reference)
         if transport is None:
-            wanted = parse_reference(reference)
-            raise Unsupported(
-                f"{wanted}: this version pulls only {KNOWN}; `polypod image load PATH` imports archives"
-            )
+            return await self._registry().pull(parse_reference(reference), auth, progress)
         source = await self._run(locate, reference, transport, self._options.oci_dirs)
         images = await self._import(source, (), reference, progress)
         if len(images) > 1:
@@ -191,6 +193,22 @@ class ContentStore:
             self._behind(self._run(self._inventory.collect), "collection")
         else:
             self._sync_behind()
+
+    def _registry(self) -> Puller:
+        """Return the registry client; a server that pulls nothing does not load it."""
+        if self._puller is None:
+            from polypod_image.registry.pulling import Puller
+
+            self._puller = Puller(self._inventory, self._options.pulls, self._after_pull)
+        return self._puller
+
+    def _after_pull(self, *, whole: bool) -> None:
+        if self._inventory.stopping.is_set():
+            return
+        if whole:
+            self._sync_behind()
+        else:
+            self._behind(self._run(self._inventory.collect), "collection")
 
     def _sync_behind(self) -> None:
         if self._inventory.layers.unsynced():
