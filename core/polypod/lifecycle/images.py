@@ -43,12 +43,15 @@ class Images:
         return None
 
     async def pull(self, reference: str, auth: Auth | None) -> Image:
-        """Pull into the default store; equal pulls with equal credentials join."""
+        """Pull into the default store; equal pulls with equal credentials are one.
+
+        A caller that hangs up lets go of its share; the last one ends the pull.
+        """
         if not reference:
             raise InvalidArgument("image.image must not be empty")
         store = self._heart.parts.image_store
         key = ("pull", reference, auth)
-        return await self._heart.joins.run(key, lambda: store.pull(reference, auth=auth))
+        return await self._heart.joins.share(key, lambda: store.pull(reference, auth=auth))
 
     async def remove(self, reference: str) -> None:
         """Remove an image with all its names from every store; an unknown one counts as removed.

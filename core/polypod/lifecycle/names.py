@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections import Counter
 from collections.abc import Callable, Coroutine, Hashable
 from typing import Any, Generic, TypeVar
 
@@ -23,6 +24,7 @@ class Joins:
 
     def __init__(self) -> None:
         self._running: dict[Hashable, asyncio.Task[Any]] = {}
+        self._sharers: Counter[Hashable] = Counter()
         self._closed = False
 
     def running(self, key: Hashable) -> bool:
@@ -51,6 +53,22 @@ class Joins:
                 raise Unavailable("the server was stopped during the call; try again") from None
             raise
 
+    async def share(self, key: Hashable, work: Callable[[], Coroutine[Any, Any, T]]) -> T:
+        """Like `run`, but the work ends with the last caller who waits for it.
+
+        For calls without a deadline of their own, which a client ends by hanging up: PullImage.
+        """
+        self._sharers[key] += 1
+        try:
+            return await self.run(key, work)
+        finally:
+            self._sharers[key] -= 1
+            if not self._sharers[key]:
+                del self._sharers[key]
+                abandoned = self._running.pop(key, None)
+                if abandoned is not None:
+                    abandoned.cancel()
+
     async def close(self, grace_s: float) -> None:
         """Let what is in flight end within the grace, then cancel it: it is rolled back."""
         self._closed = True
@@ -61,7 +79,8 @@ class Joins:
         await asyncio.gather(*self._running.values(), return_exceptions=True)
 
     def _ended(self, key: Hashable, task: asyncio.Task[Any]) -> None:
-        self._running.pop(key, None)
+        if self._running.get(key) is task:
+            del self._running[key]
         if not task.cancelled() and task.exception() is not None:
             # Retrieved here too: every caller may have left. Those who stayed report it.
             log.debug("operation failed key=%r error=%r", key, task.exception())
