@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import select
+import time
 
-from polypod.supervisor.kernel import process
+from polypod.supervisor.kernel import credentials, process
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -13,6 +14,10 @@ if TYPE_CHECKING:
 
     Message = dict[str, Any]
 
+UNKNOWN: Message = {"code": None, "signal": 0}
+"""What is told of an end that nobody knows; never 0."""
+_ASKS_S = 1.0
+_AGAIN_S = 0.005
 # Fields of /proc/PID/stat behind the name, counted from 0: proc(5).
 _STATE, _START_TIME, _EXIT_CODE = 0, 19, 49
 
@@ -40,26 +45,63 @@ def has_ended(pidfd: int) -> bool:
     return bool(poll.poll(0))
 
 
-def status(pid: int, start_time: int, pidfd: int) -> Message:
-    """Return code and signal of a process that is gone; None as code where nobody knows it.
+def status(pid: int, start_time: int, pidfd: int) -> Message | None:
+    """Return code and signal of a process that is gone; None if nobody can tell now.
 
     The kernel keeps the code with the pidfd once somebody has reaped the process (since 6.15);
-    before that it stands in its line of /proc.
+    before that it stands in its line of /proc, where 0 means nothing to those who may not trace it. In
+    the moment between the two it is nowhere: ask again.
     """
     found = process.exit_status(pidfd)
     if found is None:
         fields = _stat(pid)
         if fields and fields[_STATE] == "Z" and int(fields[_START_TIME]) == start_time:
-            found = int(fields[_EXIT_CODE])
-        else:
-            # It may have been reaped between the two looks.
-            found = process.exit_status(pidfd)
+            code = int(fields[_EXIT_CODE])
+            found = code if code or _sees_all() else None
     if found is None:
-        return {"code": None, "signal": 0}
+        return None
     if os.WIFSIGNALED(found):
         number = os.WTERMSIG(found)
         return {"code": 128 + number, "signal": number}
     return {"code": os.WEXITSTATUS(found), "signal": 0}
+
+
+def _sees_all() -> bool:
+    effective, _permitted, _inheritable = credentials.capget()
+    return bool(effective >> credentials.CAP_SYS_PTRACE & 1)
+
+
+class Unread:
+    """Ended processes whose codes nobody could tell yet; given up after a while."""
+
+    __slots__ = ("_waiting",)
+
+    def __init__(self) -> None:
+        self._waiting: dict[str, tuple[int, int, int, float]] = {}
+
+    def add(self, process_id: str, pid: int, start_time: int, pidfd: int) -> None:
+        """Begin to ask."""
+        self._waiting[process_id] = (pid, start_time, pidfd, time.monotonic() + _ASKS_S)
+
+    def forget(self, process_id: str) -> None:
+        """Stop asking: the pidfd is not ours any more."""
+        self._waiting.pop(process_id, None)
+
+    def pause(self) -> float:
+        """Return the seconds until it is time to ask again, -1 if there is nothing to ask."""
+        return _AGAIN_S if self._waiting else -1
+
+    def take(self) -> list[tuple[str, Message]]:
+        """Return those that are known now, and those that never will be."""
+        taken: list[tuple[str, Message]] = []
+        for process_id, (pid, start_time, pidfd, deadline) in list(self._waiting.items()):
+            found = status(pid, start_time, pidfd)
+            if found is None and time.monotonic() > deadline:
+                found = dict(UNKNOWN)
+            if found is not None:
+                del self._waiting[process_id]
+                taken.append((process_id, found))
+        return taken
 
 
 def _stat(pid: int) -> list[str] | None:

@@ -34,7 +34,6 @@ if TYPE_CHECKING:
 
 _PROCESS = "process/"
 _PAGE_BYTES = 32_000
-_UNKNOWN: Message = {"code": None, "signal": 0}
 
 
 class Entry:
@@ -58,6 +57,7 @@ class Keeper:
         self.ids_by_pid: dict[int, str] = {}
         self.loop = Loop(self.handle)
         self.roles = Roles(state, presence, self.loop, self._role_left)
+        self.unread = adoption.Unread()
         self.lost: list[str] = []
         """Processes that an earlier keeper knew and that are gone: their codes are still looked for."""
 
@@ -69,11 +69,11 @@ class Keeper:
         self._take_over()
         self.loop.listen(os.path.join(self.state, "keeper.sock"))
         self.roles.begin()
-        self._conclude()
         while not self.loop.leaving:
-            self.loop.timeout = self.roles.start_due()
-            self.loop.step()
             self._conclude()
+            waits = (self.roles.start_due(), self.unread.pause())
+            self.loop.timeout = min((wait for wait in waits if wait >= 0), default=-1)
+            self.loop.step()
 
     # Children.
 
@@ -141,13 +141,15 @@ class Keeper:
 
     def _conclude(self) -> None:
         """Once nobody is left who may know a code it is unknown; it is never 0."""
+        for process_id, how in self.unread.take():
+            self._record(process_id, how)
         if not self.lost or self.roles.awaits():
             return
         lost, self.lost = self.lost, []
         for process_id in lost:
             entry = self.entries.get(_PROCESS + process_id)
             if entry is not None and process_id not in self.exits:
-                self._record(process_id, _UNKNOWN)
+                self._record(process_id, adoption.UNKNOWN)
 
     def _watch(self, process_id: str, meta: Message, pidfd: int) -> None:
         """Be told of an exit: as the parent, or else by the pidfd."""
@@ -160,7 +162,7 @@ class Keeper:
 
     def _adopted_ended(self, process_id: str, meta: Message, pidfd: int) -> None:
         self.loop.drop(pidfd)
-        self._record(process_id, adoption.status(int(meta["pid"]), int(meta["start_time"]), pidfd))
+        self.unread.add(process_id, int(meta["pid"]), int(meta["start_time"]), pidfd)
 
     # Requests.
 
@@ -288,6 +290,7 @@ class Keeper:
         channel.close_all(entry.fds)
         if key.startswith(_PROCESS):
             self.ids_by_pid.pop(int(entry.meta["pid"]), None)
+            self.unread.forget(key[len(_PROCESS) :])
 
 
 _OPERATIONS = {
