@@ -119,7 +119,9 @@ def _dependencies(kernel: kernelimage.Kernel) -> str:
     if not path.is_file():
         depmod = shutil.which("depmod") or "/sbin/depmod"
         if not os.access(depmod, os.X_OK):
-            raise BackendError(f"{path} is missing and there is no depmod (package kmod) to make it")
+            raise BackendError(
+                f"{path} is missing and there is no depmod (package kmod) to make it"
+            )
         base = kernel.modules.parents[2]
         subprocess.run([depmod, "-b", str(base), kernel.release], check=True, capture_output=True)
     return path.read_text()

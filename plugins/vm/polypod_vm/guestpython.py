@@ -124,7 +124,9 @@ def _stage(target: Path) -> None:
 def _directory_of(package: str) -> Path:
     spec = importlib.util.find_spec(package)
     if spec is None or not spec.submodule_search_locations:
-        raise BackendError(f"package {package} is not installed: the guest cannot be built without it")
+        raise BackendError(
+            f"package {package} is not installed: the guest cannot be built without it"
+        )
     return Path(next(iter(spec.submodule_search_locations)))
 
 

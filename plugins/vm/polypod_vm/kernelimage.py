@@ -155,4 +155,3 @@ def lz4_block(data: bytes) -> bytes:
             piece = bytes(out[start:])
             out += (piece * (count // distance + 1))[:count]
     return bytes(out)
-

@@ -37,7 +37,18 @@ _DRAINS_S = 5.0
 class Process:
     """One launched process: a container's first one, or an exec."""
 
-    __slots__ = ("cgroup", "exit", "group", "kind", "oom", "own_pids", "pid", "pidfd", "started", "streams")
+    __slots__ = (
+        "cgroup",
+        "exit",
+        "group",
+        "kind",
+        "oom",
+        "own_pids",
+        "pid",
+        "pidfd",
+        "started",
+        "streams",
+    )
 
     def __init__(self, kind: str, cgroup: str, *, own_pids: bool) -> None:
         self.kind = kind
@@ -147,7 +158,9 @@ class Bridge(Handler):
         number = message.get("id")
 
         def answer(ok: Message | None, error: Message | None = None) -> None:
-            said = {"id": number, "ok": ok or {}} if error is None else {"id": number, "error": error}
+            said = (
+                {"id": number, "ok": ok or {}} if error is None else {"id": number, "error": error}
+            )
             self.link.send(said)
 
         try:
@@ -320,18 +333,32 @@ class Bridge(Handler):
         import struct
         import termios
 
-        source = self.sources.get(int(message["stream"]))
+        process = self.processes.get(str(message.get("process")))
+        stream = process.streams[0] if process is not None and process.streams else -1
+        source = self.sources.get(int(message.get("stream", stream)))
         if source is not None and source.fd >= 0:
             size = struct.pack("HHHH", int(message["height"]), int(message["width"]), 0, 0)
             fcntl.ioctl(source.fd, termios.TIOCSWINSZ, size)
         return {}
 
     def delete(self, message: Message, _answer: Answer) -> Message:
-        """Give back what a process had; unknown ones are fine."""
+        """Give back what a process had; unknown ones are fine.
+
+        An exec that left something running is kept, so that it can still be killed; it goes with its
+        container.
+        """
         name = str(message["process"])
         process = self.processes.get(name)
-        if process is not None:
-            self._discard(name, process)
+        if process is None:
+            return {}
+        if process.kind == "exec":
+            self.cgroups.remove_quietly(process.cgroup)
+            if self.cgroups.exists(process.cgroup):
+                return {}
+        for other, exec_ in list(self.processes.items()):
+            if exec_.cgroup.startswith(f"{process.cgroup}/"):
+                self._discard(other, exec_)
+        self._discard(name, process)
         return {}
 
     def _discard(self, name: str, process: Process) -> None:

@@ -91,5 +91,7 @@ def open_streams(wanted: dict[str, Any], opened: Opened) -> list[tuple[int, str,
         read_end, write_end = os.pipe2(os.O_CLOEXEC)
         is_output = name in _OUTPUTS
         opened.add(f"stream:{name}", write_end if is_output else read_end)
-        ours.append((int(stream), "out" if is_output else "in", read_end if is_output else write_end))
+        ours.append(
+            (int(stream), "out" if is_output else "in", read_end if is_output else write_end)
+        )
     return ours

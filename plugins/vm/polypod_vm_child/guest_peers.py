@@ -96,9 +96,7 @@ class Peers:
             channel.close_all(fds)
             return
         ok, error = message.get("ok"), message.get("error")
-        done(
-            ok if isinstance(ok, dict) else None, error if isinstance(error, dict) else None, fds
-        )
+        done(ok if isinstance(ok, dict) else None, error if isinstance(error, dict) else None, fds)
 
     def _lost(self) -> None:
         self._loop.drop(self._supervisor.fileno())

@@ -130,9 +130,7 @@ class Netlink:
         """Add a route through an interface."""
         family, raw = _raw(target)
         scope = _SCOPE_UNIVERSE if gateway or family == socket.AF_INET6 else _SCOPE_LINK
-        body = _ROUTE.pack(
-            family, prefix, 0, 0, _RT_TABLE_MAIN, _RTPROT_STATIC, scope, _UNICAST, 0
-        )
+        body = _ROUTE.pack(family, prefix, 0, 0, _RT_TABLE_MAIN, _RTPROT_STATIC, scope, _UNICAST, 0)
         if prefix:
             body += _attribute(_RTA_DST, raw)
         if gateway:

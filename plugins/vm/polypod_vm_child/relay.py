@@ -65,7 +65,9 @@ class Relay(Handler):
 
     # Requests of the daemon
 
-    def handle(self, peer: Peer, message: Message, fds: list[int]) -> tuple[Message, list[int]] | None:
+    def handle(
+        self, peer: Peer, message: Message, fds: list[int]
+    ) -> tuple[Message, list[int]] | None:
         """Serve one request."""
         operation = {
             "network": self._network,
@@ -170,7 +172,8 @@ class Relay(Handler):
         if source is not None:
             source.close()
         if sink is not None:
-            sink.close()
+            # What has come is written, however slow its reader is.
+            sink.end()
 
     # The guest
 
