@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import fcntl
 import os
 import signal as signals
 import struct
 import termios
 
-from polypod.plugin.errors import FailedPrecondition, NotFound
+from polypod.plugin.errors import FailedPrecondition, NotFound, Unavailable
 from polypod.plugin.services import ExitStatus, Launched, Supervisor
 from polypod_namespaces.cgroups import Cgroups
 
@@ -26,6 +27,7 @@ class ExecSession:
         self._pid = launched.pid
         self._group = group
         os.close(launched.pidfd)
+        self._clearing: asyncio.Task[None] | None = None
         self._end: asyncio.Task[ExitStatus] = asyncio.ensure_future(self._ended())
 
     async def wait(self) -> ExitStatus:
@@ -56,10 +58,12 @@ class ExecSession:
 
     async def _ended(self) -> ExitStatus:
         status = await self._supervisor.wait(self._process_id)
-        try:
+        # Nobody waits for that: a probe's answer is due now.
+        self._clearing = asyncio.ensure_future(self._clear())
+        return status
+
+    async def _clear(self) -> None:
+        with contextlib.suppress(NotFound, Unavailable):
             await self._supervisor.forget(self._process_id)
-        except NotFound:
-            return status
         # A background child keeps the cgroup; it goes with the container then.
         self._cgroups.remove_quietly(self._group)
-        return status
