@@ -258,7 +258,7 @@ def _port_mapping(message: pb.PortMapping, field: str) -> r.PortMapping:
         values.enum_member(r.Protocol, message.protocol, f"{field}.protocol"),
         message.container_port,
         message.host_port,
-        values.text(message.host_ip, f"{field}.host_ip"),
+        values.address(message.host_ip, f"{field}.host_ip"),
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 from collections.abc import Iterable
 from enum import IntEnum
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -56,9 +57,16 @@ def pairs(message: Any, field: str) -> dict[str, str]:  # noqa: ANN401 - a proto
     return found
 
 
+def address(value: str, field: str) -> str:
+    """Return an IP address, or an empty text."""
+    try:
+        return str(ipaddress.ip_address(value)) if value else ""
+    except ValueError:
+        raise InvalidArgument(f"{field} is {value[:80]!r}: give an IP address, or none") from None
+
+
 def absolute(value: str, field: str) -> str:
     """Return a path: absolute, or empty."""
-    """Return a map, keys and values checked as `text` does."""
     text(value, field)
     if value and not value.startswith("/"):
         raise InvalidArgument(f"{field} is {value!r}: give an absolute path")

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import os
 import stat
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Final, TypeVar
@@ -79,13 +79,16 @@ class Assembler:
             host_ipc=modes.ipc is NamespaceMode.NODE,
         )
 
-    def sandbox_files(self, config: SandboxConfig, /) -> Mapping[str, str]:
+    def sandbox_files(
+        self, config: SandboxConfig, addresses: Sequence[str] = (), /
+    ) -> Mapping[str, str]:
         """See `ConfigBuilder.sandbox_files`."""
         return sandbox_files(
             config,
             node_hostname=self._host.hostname(),
             node_resolv_conf=self._host.text("resolv.conf"),
             node_hosts=self._host.text("hosts"),
+            addresses=addresses,
         )
 
     async def container(self, request: ConfigRequest, /) -> BuiltConfig:

@@ -6,7 +6,7 @@ fakes in ``polypod.testing``.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -151,8 +151,14 @@ class ConfigBuilder(Protocol):
         """Return the checked sysctls of a sandbox. InvalidArgument: one is unsafe or malformed."""
         ...
 
-    def sandbox_files(self, config: SandboxConfig, /) -> Mapping[str, str]:
+    def sandbox_files(
+        self, config: SandboxConfig, addresses: Sequence[str] = (), /
+    ) -> Mapping[str, str]:
         """Return name → text of the sandbox's files (``hostname``, ``hosts``, ``resolv.conf``).
+
+        Args:
+            config: the sandbox's.
+            addresses: its own, once they are known.
 
         Raises:
             InvalidArgument: a value would break out of its line (E18).

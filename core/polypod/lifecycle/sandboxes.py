@@ -31,8 +31,8 @@ class Sandboxes:
         self._teardown = teardown
         self._steps: tuple[tuple[str, _Step], ...] = (
             ("make namespaces", self._make_namespaces),
-            ("write files", self._write_files),
             ("attach to the network", self._attach),
+            ("write files", self._write_files),  # its addresses stand in hosts
             ("create in the backend", self._create),
         )
 
@@ -86,7 +86,9 @@ class Sandboxes:
         heart = self._heart
         handler = self._place(config, requested)
         check_sandbox(handler, config)
-        heart.parts.builder.sysctls(config)  # refused before anything is made
+        # What the files cannot say, and sysctls that are unsafe, are refused before anything is made.
+        heart.parts.builder.sysctls(config)
+        heart.parts.builder.sandbox_files(config)
         sandbox = heart.adopt_sandbox(self._record(config, requested, handler))
         what = f"sandbox {sandbox.record.id}"
         undo = heart.rollback(f"run {what}")
@@ -167,13 +169,6 @@ class Sandboxes:
             )
         await heart.failpoints.hit("sandbox.namespaces")
 
-    async def _write_files(self, sandbox: Sandbox, undo: Rollback) -> None:
-        undo.push("remove files", lambda: remove_tree(sandbox.directory))
-        sandbox.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        for name, text in self._heart.parts.builder.sandbox_files(sandbox.record.config).items():
-            (sandbox.directory / name).write_text(text, encoding="utf-8")
-        await self._heart.failpoints.hit("sandbox.files")
-
     async def _attach(self, sandbox: Sandbox, undo: Rollback) -> None:
         heart, record = self._heart, sandbox.record
         if record.networked:
@@ -182,6 +177,14 @@ class Sandboxes:
             await heart.failpoints.hit("sandbox.attached")
             heart.commit_sandbox(sandbox, attachment=attachment)
         await heart.failpoints.hit("sandbox.attachment-recorded")
+
+    async def _write_files(self, sandbox: Sandbox, undo: Rollback) -> None:
+        undo.push("remove files", lambda: remove_tree(sandbox.directory))
+        sandbox.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        files = self._heart.parts.builder.sandbox_files(sandbox.record.config, sandbox.view.ips)
+        for name, text in files.items():
+            (sandbox.directory / name).write_text(text, encoding="utf-8")
+        await self._heart.failpoints.hit("sandbox.files")
 
     async def _create(self, sandbox: Sandbox, undo: Rollback) -> None:
         backend = self._heart.handler_of(sandbox).backend

@@ -8,6 +8,7 @@ from polypod.api import decode, encode, signals
 from polypod.api.v1 import api_pb2 as pb
 from polypod.lifecycle.views import ContainerState, SandboxState
 from polypod.plugin import requests as r
+from polypod.plugin.errors import InvalidArgument
 
 
 def test_decode_sandbox_keeps_every_field():
@@ -62,6 +63,13 @@ def test_decode_sandbox_keeps_every_field():
             seccomp=r.SecurityProfile(r.ProfileType.LOCALHOST, "/p.json"),
         ),
     )
+
+
+@pytest.mark.parametrize("address", ["here", "1.2.3", "::1%", "1.2.3.4 ", "a" * 300])
+def test_decode_port_mapping_refuses_an_address_that_is_none(address):
+    mapping = pb.PortMapping(container_port=1, host_port=2, host_ip=address)
+    with pytest.raises(InvalidArgument, match="host_ip"):
+        decode._port_mapping(mapping, "m")
 
 
 def test_decode_container_takes_bytes_in_the_environment():

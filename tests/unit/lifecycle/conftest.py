@@ -13,7 +13,7 @@ import pytest
 from polypod.lifecycle.core import Core
 from polypod.lifecycle.parts import Handler, Parts, Settings
 from polypod.lifecycle.ports import BuiltConfig
-from polypod.plugin.errors import BackendError, NotFound
+from polypod.plugin.errors import BackendError, InvalidArgument, NotFound
 from polypod.plugin.images import FilesystemUsage, Image, ImageConfig
 from polypod.plugin.network import Attachment, NetworkStatus
 from polypod.plugin.oci import OciConfig, Process
@@ -425,8 +425,10 @@ class FakeBuilder:
     def sysctls(self, config, /):
         return config.sysctls
 
-    def sandbox_files(self, config, /):
-        return {"hostname": config.hostname + "\n"}
+    def sandbox_files(self, config, addresses=(), /):
+        if "/" in config.hostname:
+            raise InvalidArgument(f"hostname {config.hostname!r}")
+        return {"hostname": config.hostname + "\n", "hosts": " ".join(addresses)}
 
     async def container(self, request, /):
         config = request.config

@@ -45,7 +45,9 @@ async def test_run_sandbox_is_ready_with_an_address_and_its_files(bench):
     assert view.ips == ("10.0.0.2",)
     assert view.created_at_ns > 0
     assert bench.world.namespaces[sandbox] == {"network", "ipc", "uts", "pid"}
-    assert (bench.directory / "state/sandboxes" / sandbox / "hostname").read_text() == "pod\n"
+    files = bench.directory / "state/sandboxes" / sandbox
+    assert (files / "hostname").read_text() == "pod\n"
+    assert (files / "hosts").read_text() == "10.0.0.2"
     assert ("ready", sandbox) in bench.hooks.told
 
 
@@ -57,6 +59,13 @@ async def test_run_sandbox_on_the_hosts_network_has_no_address_and_no_lease(benc
     assert view.config.security.namespaces.network is NamespaceMode.NODE
     assert not bench.world.leases
     assert bench.world.namespaces[sandbox] == {"ipc", "pid"}
+
+
+async def test_run_sandbox_refuses_a_hostname_before_anything_is_made(bench):
+    bench.world.faults.gates["make_namespaces"] = asyncio.Event()  # nobody may get there
+    with pytest.raises(InvalidArgument, match="hostname"):
+        await bench.core.run_sandbox(bench.sandbox_config(hostname="a/b"), "")
+    assert bench.world.nothing_left()
 
 
 async def test_run_sandbox_20_times_at_once_makes_one(bench):
