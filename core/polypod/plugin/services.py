@@ -48,7 +48,7 @@ class Launched:
     start_time: int
     """Field 22 of ``/proc/PID/stat``: with the pid, a name that is never used twice."""
     pidfd: int
-    """Belongs to the caller."""
+    """Belongs to the caller; -1 for an adopted one that was gone already."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,6 +166,26 @@ class Supervisor(Protocol):
         labels: Mapping[str, str] | None = None,
     ) -> Launched:
         """Like `launch`, but in the host's mount namespace: for runtimes, shims and hypervisors."""
+        ...
+
+    async def adopt(
+        self, process_id: ProcessId, pid: int, /, *, labels: Mapping[str, str] | None = None
+    ) -> Launched:
+        """Take over a process that an executed program left behind, such as a runtime's detached init.
+
+        From here on it is like a launched one: its exit is recorded, told and kept until `forget`. One
+        that has ended already is found, too, unless thousands of others ended since.
+
+        Args:
+            process_id: unique.
+            pid: as the program told it; a descendant of something that `execute` ran.
+            labels: kept with the process, returned by `processes`.
+
+        Raises:
+            NotFound: there is no such process, and none has ended lately.
+            AlreadyExists: a process of this id is known.
+            Unavailable: supervisor or keeper died meanwhile; the process is left as it is.
+        """
         ...
 
     async def release(self, process_id: ProcessId, /) -> None:

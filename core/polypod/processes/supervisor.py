@@ -172,6 +172,37 @@ class SupervisorClient:
         finally:
             self._exits.forget(process_id)
 
+    async def adopt(
+        self, process_id: ProcessId, pid: int, /, *, labels: Mapping[str, str] | None = None
+    ) -> Launched:
+        """See `polypod.plugin.services.Supervisor.adopt`."""
+        if self._exits.is_known(process_id):
+            msg = f"process {process_id} exists"
+            raise AlreadyExists(msg)
+        self._exits.begin(process_id)
+        try:
+            answer, fds = await self._repeat(
+                "adopt", process=process_id, pid=pid, labels=dict(labels or {})
+            )
+        except (AlreadyExists, NotFound):
+            self._exits.forget(process_id)
+            raise
+        except BaseException:
+            # Nobody will ask for it; the process itself is somebody else's to end.
+            self._background(self._disown(process_id))
+            raise
+        self._exits.succeed(process_id)
+        pidfd = fds[0] if fds else -1
+        return Launched(process_id, int(answer["pid"]), int(answer["start_time"]), pidfd)
+
+    async def _disown(self, process_id: ProcessId) -> None:
+        try:
+            await self._repeat("forget", process=process_id)
+        except PolypodError as error:
+            _log.error("adopt %s: it may be known still: %s", process_id, error)
+        finally:
+            self._exits.forget(process_id)
+
     async def release(self, process_id: ProcessId, /) -> None:
         """See `polypod.plugin.services.Supervisor.release`."""
         again = False

@@ -18,6 +18,8 @@ UNKNOWN: Message = {"code": None, "signal": 0}
 """What is told of an end that nobody knows; never 0."""
 _ASKS_S = 1.0
 _AGAIN_S = 0.005
+_STRAYS_MAX = 4096
+_STRAYS_S = 300.0
 # Fields of /proc/PID/stat behind the name, counted from 0: proc(5).
 _STATE, _START_TIME, _EXIT_CODE = 0, 19, 49
 
@@ -102,6 +104,41 @@ class Unread:
                 del self._waiting[process_id]
                 taken.append((process_id, found))
         return taken
+
+
+class Strays:
+    """Ends of children that nobody has named: what a runtime left behind may be gone before it is adopted.
+
+    The latest end of a pid counts; so many are kept, and for so long.
+    """
+
+    __slots__ = ("_ends",)
+
+    def __init__(self) -> None:
+        self._ends: dict[int, tuple[float, int, Message]] = {}
+
+    def add(self, pid: int, how: Message) -> None:
+        """Keep the end of a child that is not reaped yet."""
+        fields = _stat(pid)
+        self._ends.pop(pid, None)
+        now = time.monotonic()
+        for old, (since, _start_time, _how) in list(self._ends.items()):
+            if len(self._ends) < _STRAYS_MAX and now - since < _STRAYS_S:
+                break
+            del self._ends[old]
+        start_time = int(fields[_START_TIME]) if fields else 0
+        self._ends[pid] = (now, start_time, {**how, "at": time.time_ns()})
+
+    def take(self, pid: int) -> tuple[int, Message] | None:
+        """Return (start time, end) and forget it; None if no such child has ended."""
+        found = self._ends.pop(pid, None)
+        return None if found is None else found[1:]
+
+
+def start_time_of(pid: int) -> int:
+    """Return when a process that is there was started, 0 if it is not there."""
+    fields = _stat(pid)
+    return int(fields[_START_TIME]) if fields else 0
 
 
 def _stat(pid: int) -> list[str] | None:

@@ -26,7 +26,7 @@ from polypod.supervisor.kernel import process
 from polypod.supervisor.ledger import Ledger
 from polypod.supervisor.presence import Presence
 from polypod.supervisor.roles import Roles
-from polypod.supervisor.server import Loop, Peer, Refusal, identifier, note, page, text
+from polypod.supervisor.server import Loop, Peer, Refusal, identifier, mapping, note, page, text
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -58,6 +58,7 @@ class Keeper:
         self.loop = Loop(self.handle)
         self.roles = Roles(state, presence, self.loop, self._role_left)
         self.unread = adoption.Unread()
+        self.strays = adoption.Strays()
         self.lost: list[str] = []
         """Processes that an earlier keeper knew and that are gone: their codes are still looked for."""
 
@@ -105,12 +106,14 @@ class Keeper:
         if self.roles.ended(pid, f"signal {status}" if killed else f"code {status}"):
             return
         process_id = self.ids_by_pid.pop(pid, None)
+        how = {"code": 128 + status if killed else status, "signal": status if killed else 0}
         if process_id is not None:
-            code = 128 + status if killed else status
-            self._record(process_id, {"code": code, "signal": status if killed else 0})
+            self._record(process_id, how)
+        else:
+            self.strays.add(pid, how)
 
     def _record(self, process_id: str, how: Message) -> None:
-        record = {**how, "at": time.time_ns()}
+        record = {"at": time.time_ns(), **how}
         self.exits[process_id] = record
         entry = self.entries.get(_PROCESS + process_id)
         if entry is not None:
@@ -201,6 +204,47 @@ class Keeper:
                 self._watch(process_id, meta, entry.fds[0])
         self._tell_followers(peer, {"event": "held", "key": key, "meta": meta}, entry.fds)
         return {}, []
+
+    def adopt(self, peer: Peer, message: Message, _fds: list[int]) -> Answer:
+        """Name a process that somebody else's program left to us, also one that has ended already.
+
+        Only the reaper can do that: to anybody else the pid may be another process by now.
+        """
+        process_id, pid = identifier(message, "process"), message.get("pid")
+        if type(pid) is not int or pid <= 1:
+            raise Refusal("InvalidArgument", f"adopt {process_id}: {pid!r} is no pid")
+        key = _PROCESS + process_id
+        entry = self.entries.get(key)
+        if entry is None:
+            found = self._unnamed(pid)
+            if found is None:
+                return {"meta": None}, []
+            start_time, fds, ended = found
+            meta: Message = {"pid": pid, "start_time": start_time}
+            meta["labels"] = mapping(message, "labels")
+            entry = self.entries[key] = Entry(meta, fds)
+            self.ledger.note(process_id, meta)
+            if ended is not None:
+                self._record(process_id, ended)
+            else:
+                self._watch(process_id, meta, fds[0])
+            self._tell_followers(peer, {"event": "held", "key": key, "meta": meta}, fds)
+        elif entry.meta["pid"] != pid:
+            raise Refusal("AlreadyExists", f"process {process_id} exists")
+        return {"meta": entry.meta}, entry.fds
+
+    def _unnamed(self, pid: int) -> tuple[int, list[int], Message | None] | None:
+        """Return (start time, pidfd if it is there, its end if it is gone)."""
+        try:
+            pidfd = process.pidfd_open(pid)
+        except OSError:
+            pidfd = -1
+        ended = None if _is_child(pidfd) else self.strays.take(pid)
+        if ended is not None:
+            if pidfd >= 0:
+                os.close(pidfd)
+            return ended[0], [], ended[1]
+        return None if pidfd < 0 else (adoption.start_time_of(pid), [pidfd], None)
 
     def drop(self, peer: Peer, message: Message, _fds: list[int]) -> Answer:
         """Let go of a key; unknown ones are fine."""
@@ -295,6 +339,7 @@ class Keeper:
 
 _OPERATIONS = {
     "put": Keeper.put,
+    "adopt": Keeper.adopt,
     "drop": Keeper.drop,
     "get": Keeper.get,
     "follow": Keeper.follow,
@@ -304,6 +349,14 @@ _OPERATIONS = {
     "pids": Keeper.pids,
     "shutdown": Keeper.shutdown,
 }
+
+
+def _is_child(pidfd: int) -> bool:
+    try:
+        os.waitid(os.P_PIDFD, pidfd, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+    except OSError:
+        return False
+    return True
 
 
 def _check_process(key: str, meta: Message, fds: list[int]) -> None:

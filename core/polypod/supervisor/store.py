@@ -56,6 +56,18 @@ class Store:
             message["spare"] = True
         channel.send(self.sock, message, fds)
 
+    def adopt(self, process_id: str, pid: int, labels: Message) -> Held | None:
+        """Let the keeper name a process that another program left to it; waits. None: there is none.
+
+        Raises:
+            ChannelError: the keeper left, or refused.
+        """
+        self._number += 1
+        request: Message = {"id": self._number, "op": "adopt", "process": process_id, "pid": pid}
+        channel.send(self.sock, {**request, "labels": labels})
+        answer, fds = self._wait()
+        return None if answer["meta"] is None else (answer["meta"], fds)
+
     def drop(self, key: str) -> None:
         """Give up a key."""
         self.tell({"op": "drop", "key": key})

@@ -210,11 +210,7 @@ class Supervisor:
         process_id = identifier(message, "process")
         if process_id in self.processes:
             raise Refusal("AlreadyExists", f"process {process_id} exists")
-        labels = mapping(message, "labels")
-        if sum(len(name) + len(value) for name, value in labels.items()) > _LABELS_MAX:
-            raise Refusal(
-                "InvalidArgument", f"launch {process_id}: labels above {_LABELS_MAX} bytes"
-            )
+        labels = _labels(message)
         if not fds:
             raise Refusal("InvalidArgument", f"launch {process_id}: no plan came with it")
         plan = read_plan(fds.pop(0))
@@ -284,6 +280,23 @@ class Supervisor:
             answer: Message = {"pid": found.pid, "start_time": found.start_time}
             launch.peer.push({"id": launch.number, "ok": answer}, [found.pidfd])
         launch.peer = None
+
+    def adopt(self, _peer: Peer, message: Message, _fds: list[int]) -> Answer:
+        """Take over what a program that we launched left to the keeper; asked again, it is the same one."""
+        process_id, labels = identifier(message, "process"), _labels(message)
+        found = self.processes.get(process_id)
+        if found is None:
+            try:
+                held = self.store.adopt(process_id, int(message.get("pid") or 0), labels)
+            except (OSError, channel.ChannelError) as error:
+                raise Refusal("Unavailable", f"adopt {process_id}: {error}") from error
+            if held is None:
+                text = f"process {process_id}: no child {message.get('pid')} is there or has ended"
+                raise Refusal("NotFound", text)
+            found = self.processes[process_id] = Process.restore(process_id, *held)
+        elif found.pid != message.get("pid"):
+            raise Refusal("AlreadyExists", f"process {process_id} exists")
+        return {"pid": found.pid, "start_time": found.start_time}, _pidfds(found)
 
     def abort(self, _peer: Peer, message: Message, _fds: list[int]) -> Answer:
         """End and forget a process whose launch was never answered; an unknown one is fine."""
@@ -394,11 +407,19 @@ _OPERATIONS = {
     "launch": Supervisor.launch,
     "release": Supervisor.release,
     "abort": Supervisor.abort,
+    "adopt": Supervisor.adopt,
     "kill": Supervisor.kill,
     "connect_tcp": Supervisor.connect_tcp,
     "processes": Supervisor.list_processes,
     "forget": Supervisor.forget,
 }
+
+
+def _labels(message: Message) -> dict[str, str]:
+    labels = mapping(message, "labels")
+    if sum(len(name) + len(value) for name, value in labels.items()) > _LABELS_MAX:
+        raise Refusal("InvalidArgument", f"{message.get('op')}: labels above {_LABELS_MAX} bytes")
+    return labels
 
 
 def _signal(pidfd: int, number: int) -> bool:

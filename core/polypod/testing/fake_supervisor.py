@@ -67,6 +67,7 @@ class FakeSupervisor:
         """The plan of each launch, for tests to look at."""
         self._clock = clock or SystemClock()
         self._launches: dict[ProcessId, _Launch] = {}
+        self._orphans: dict[int, _Launch] = {}
         self._pids = itertools.count(_FIRST_PID)
         self._listeners: list[asyncio.Queue[ProcessExit]] = []
         self._servers: dict[tuple[SandboxId, int], asyncio.Queue[socket.socket]] = {}
@@ -143,6 +144,31 @@ class FakeSupervisor:
     ) -> Launched:
         """Run a host's program; here there is no difference."""
         return await self.launch(process_id, plan, fds=fds, labels=labels)
+
+    def bear(self, plan: Plan, fds: Sequence[int] = ()) -> int:
+        """Let a program run that nobody launched, as a runtime leaves one behind; its pid."""
+        launch = _Launch(self._process(plan, fds), next(self._pids), {})
+        self._orphans[launch.pid] = launch
+        launch.process.on_end = lambda ended: self._ended(None, launch, ended.status)
+        launch.process.spawn(execute)
+        return launch.pid
+
+    async def adopt(
+        self, process_id: ProcessId, pid: int, /, *, labels: Mapping[str, str] | None = None
+    ) -> Launched:
+        """Name what `bear` made, also if it has ended."""
+        await self.faults.hit("adopt")
+        if process_id in self._launches:
+            raise AlreadyExists(f"process {process_id} is known already")
+        launch = self._orphans.pop(pid, None)
+        if launch is None:
+            raise NotFound(f"process {process_id}: there is no {pid}")
+        launch.labels = dict(labels or {})
+        self._launches[process_id] = launch
+        launch.process.on_end = lambda ended: self._ended(process_id, launch, ended.status)
+        if launch.exit is not None:
+            self._tell(process_id, launch.exit)
+        return Launched(process_id, pid, pid, _null() if launch.exit is None else -1)
 
     @contextmanager
     def _undone(self, process_id: ProcessId) -> Iterator[None]:
@@ -225,13 +251,19 @@ class FakeSupervisor:
         finally:
             self._listeners.remove(queue)
 
-    def _ended(self, process_id: ProcessId, launch: _Launch, status: ExitStatus | None) -> None:
+    def _ended(
+        self, process_id: ProcessId | None, launch: _Launch, status: ExitStatus | None
+    ) -> None:
         if launch.process.group.processes:
             launch.process.group.signal(signal.SIGKILL)
         launch.exit = status or ExitStatus(None)
         launch.ended.set()
+        if process_id is not None:
+            self._tell(process_id, launch.exit)
+
+    def _tell(self, process_id: ProcessId, status: ExitStatus) -> None:
         for queue in self._listeners:
-            queue.put_nowait(ProcessExit(process_id, launch.exit))
+            queue.put_nowait(ProcessExit(process_id, status))
 
     # Sockets
 
