@@ -245,6 +245,7 @@ class Pod:
         self.bench = bench
         self.spec = spec
         self.boxes: list[Box] = []
+        self._gone = False
 
     async def config(
         self,
@@ -342,7 +343,10 @@ class Pod:
             await self.boxes[-1].delete() if self.boxes else None
 
     async def close(self) -> None:
-        """Stop, remove, give everything back."""
+        """Stop, remove, give everything back. Idempotent."""
+        if self._gone:
+            return
+        self._gone = True
         backend = self.bench.backend
         await backend.stop_sandbox(self.spec.id)
         for box in self.boxes:
