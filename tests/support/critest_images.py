@@ -25,15 +25,18 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from polypod_image.applets import applets_of
 from polypod_image.hosttree import HostTree
 from support.images import image_of
 from support.registry import Image, Registry, push
 
 E2E = "e2e-test-images"
 STAGING = "k8s-staging-cri-tools"
-_PASSWD = "root:x:0:0:root:/root:/bin/sh\nwww-data:x:33:33:www-data:/var/www:/bin/false\n"
-_GROUP = "root:x:0:\nwww-data:x:33:\n"
+_PASSWD = (
+    "root:x:0:0:root:/root:/bin/sh\n"
+    "www-data:x:33:33:www-data:/var/www:/bin/false\n"
+    "nobody:x:65534:65534:nobody:/:/bin/false\n"
+)
+_GROUP = "root:x:0:\nwww-data:x:33:\nnogroup:x:65534:\n"
 _DIRECTORIES = {"/dev": 0o755, "/proc": 0o555, "/sys": 0o555, "/tmp": 0o1777, "/root": 0o700}
 
 _PGREP = """\
@@ -216,7 +219,8 @@ def _busybox_layer() -> bytes:
     tree.file("/bin/sh", data.replace(table, b"losetup\0lr\0lsmod\0"), 0o755)
     tree.file("/bin/pgrep", _PGREP.encode(), 0o755)
     tree.file("/bin/ipcs", _IPCS.encode(), 0o755)
-    for name in applets_of(data):
+    listed = subprocess.run([str(program), "--list"], check=True, stdout=subprocess.PIPE, text=True)
+    for name in listed.stdout.split():
         tree.link(f"/bin/{name}", "/bin/busybox")
     return tree.tar()
 
