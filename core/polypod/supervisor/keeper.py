@@ -106,11 +106,12 @@ class Keeper:
         if self.roles.ended(pid, f"signal {status}" if killed else f"code {status}"):
             return
         process_id = self.ids_by_pid.pop(pid, None)
-        how = {"code": 128 + status if killed else status, "signal": status if killed else 0}
+        code = 128 + status if killed else status
+        end: Message = {"code": code, "signal": status if killed else 0}
         if process_id is not None:
-            self._record(process_id, how)
+            self._record(process_id, end)
         else:
-            self.strays.add(pid, how)
+            self.strays.add(pid, end)
 
     def _record(self, process_id: str, how: Message) -> None:
         record = {"at": time.time_ns(), **how}

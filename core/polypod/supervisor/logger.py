@@ -29,7 +29,7 @@ _PTY = "/pty"
 _SWITCH_S = 1.0
 """How long a reopen waits for the end of a line that has begun."""
 _PTY_SETTLES_S = 0.02
-_FIND_KEEPER_S = 0.1
+_FIND_KEEPER_S = 0.02
 _ALONE_S = 1.0
 _GUARDED = "sandbox/"
 """What the supervisor put there, guarded here, too."""
@@ -76,6 +76,7 @@ class Logger:
         try:
             self._use_keeper(Store(self.state, follow=_GUARDED))
             self._adopt("", restarted=True)
+            self._hear_of_new()
         except (OSError, channel.ChannelError, Refusal) as error:
             note(f"the keeper is gone already: {error}")
             self._keeper_left()
@@ -92,9 +93,18 @@ class Logger:
         self.loop.add(store.sock.fileno(), lambda _events: self._keeper_spoke())
 
     def _keeper_spoke(self) -> None:
-        """Duplicates of the supervisor's descriptors come here; the end matters most."""
-        if self.store is not None and not self.store.listen():
+        """News of new containers, duplicates of the supervisor's descriptors, and the end."""
+        if self.store is None:
+            return
+        if not self.store.listen():
             self._keeper_left()
+            return
+        for key in sorted(key for key in self.store.spares if key.startswith(_PREFIX)):
+            meta, fds = self.store.spares.pop(key)
+            if key[len(_PREFIX) :].removesuffix(_PTY) in self.containers:
+                channel.close_all(fds)
+            else:
+                self._take(key, meta, fds, restarted=True)
 
     def _keeper_left(self) -> None:
         if self.store is not None:
@@ -103,6 +113,11 @@ class Logger:
             self.last_store, self.store = self.store, None
         self.alone_since = time.monotonic()
         self.timers.after(_FIND_KEEPER_S, self._find_keeper)
+
+    def _hear_of_new(self) -> None:
+        """From now on; what is told twice is taken once."""
+        if self.store is not None:
+            self.store.tell({"op": "follow", "prefix": _PREFIX})
 
     def _find_keeper(self) -> None:
         if self.store is not None or self.loop.leaving:
@@ -168,13 +183,17 @@ class Logger:
             raise Refusal("Unavailable", f"logger: the keeper went away: {error}") from error
         known = set(self.containers)
         for key, meta, fds in sorted(found, key=lambda row: row[0]):
-            name = key[len(_PREFIX) :].removesuffix(_PTY)
-            if name in known:
+            if key[len(_PREFIX) :].removesuffix(_PTY) in known:
                 channel.close_all(fds)
-            elif key.endswith(_PTY):
-                self._adopt_pty(name, fds, whole=bool(meta.get("whole")))
             else:
-                self._add(name, meta, fds, restarted=restarted)
+                self._take(key, meta, fds, restarted=restarted)
+
+    def _take(self, key: str, meta: dict[str, object], fds: list[int], *, restarted: bool) -> None:
+        name = key[len(_PREFIX) :]
+        if key.endswith(_PTY):
+            self._adopt_pty(name.removesuffix(_PTY), fds, whole=bool(meta.get("whole")))
+        else:
+            self._add(name, meta, fds, restarted=restarted)
 
     def _add(
         self, container_id: str, meta: dict[str, object], fds: list[int], *, restarted: bool

@@ -25,6 +25,8 @@ _LIVES_S = 1.0
 """One that lived so long is started again at once; one that did not waits longer each time."""
 _HANDS_OVER_S = 10.0
 """How long one that an earlier keeper started may take to hand over and leave."""
+_WAITS_S = 1.0
+"""How long one that died waits for what the other guards: a logger may hang with its disk."""
 _ENDS_S = 2.0
 
 
@@ -47,16 +49,16 @@ class Roles:
         self._due: dict[str, float] = {}
 
     def begin(self) -> None:
-        """Start both; one that lives hands over to us first."""
+        """Start both; one that lives hands over first, also what it guards for the other one."""
         for role in _ROLES:
             pid = self._presence.holder(role)
             pidfd = _open(pid) if pid else -1
-            if pidfd < 0:
-                self._start(role)
-                continue
-            note(f"{role}[{pid}] of an earlier keeper lives: waiting until it has handed over")
-            self._adopted[role] = (pid, pidfd)
-            self._watch(role, pidfd)
+            if pidfd >= 0:
+                note(f"{role}[{pid}] of an earlier keeper lives: waiting until it has handed over")
+                self._adopted[role] = (pid, pidfd)
+                self._watch(role, pidfd)
+        moment = time.monotonic() + (_WAITS_S if self._adopted else 0.0)
+        self._due = {role: moment for role in _ROLES if role not in self._adopted}
 
     def _watch(self, role: str, pidfd: int) -> None:
         self._loop.add(pidfd, lambda _events: self._adopted_left(role, pidfd))
@@ -66,7 +68,9 @@ class Roles:
         os.close(pidfd)
         self._left()
         self._adopted.pop(role, None)
-        self._start(role)
+        self._due[role] = 0.0
+        if not self._adopted:
+            self._due = dict.fromkeys(self._due, 0.0)
 
     def awaits(self) -> bool:
         """Tell whether somebody may still hand over what we do not know; not for ever."""
