@@ -45,6 +45,7 @@ from polypod.plugin.requests import (
 )
 from polypod.plugin.rootfs import OverlayRootfs, Rootfs
 from polypod.plugin.runtime import (
+    BackendEvent,
     BackendState,
     BackendStatus,
     ContainerSpec,
@@ -192,6 +193,12 @@ class Bench:
         (offer,) = plugin.polypod_runtime_types()
         self.handler = Handler("namespaces", offer, backend, cast(ImageStore, _ImageFiles({})))
         self._pods: list[Pod] = []
+        self.events: list[BackendEvent] = []
+        self._listener = asyncio.ensure_future(self._listen())
+
+    async def _listen(self) -> None:
+        async for event in self.backend.events():
+            self.events.append(event)
 
     @classmethod
     async def open(cls, directory: Path, root: Path, host: ProcessHost, parent: str) -> Bench:
@@ -233,6 +240,7 @@ class Bench:
             for pod in self._pods:
                 await pod.close()
         finally:
+            self._listener.cancel()
             await self.backend.close()
             self.assembler.close()
             await self.host.shutdown()

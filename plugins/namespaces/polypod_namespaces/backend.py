@@ -31,9 +31,15 @@ from polypod.plugin.runtime import (
     SandboxDied,
     SandboxSpec,
 )
-from polypod.plugin.services import ExitStatus, Launched, LiveProcess, Session
+from polypod.plugin.services import (
+    ExitStatus,
+    Launched,
+    LiveProcess,
+    SandboxNamespaces,
+    Session,
+)
 from polypod_namespaces import cgroups as cgroup_writer
-from polypod_namespaces import usage
+from polypod_namespaces import inits, usage
 from polypod_namespaces.inventory import Container, Sandbox, SandboxFiles
 from polypod_namespaces.launching import Launches
 from polypod_namespaces.opening import Descriptors, SharedMemory
@@ -91,7 +97,8 @@ class NamespacesBackend:
             await asyncio.shield(self._run(self._unmake_sandbox, sandbox))
             raise
         self._sandboxes[spec.id] = sandbox
-        self._watch_init(sandbox)
+        if spec.namespaces is not None:
+            self._watch_init(sandbox, spec.namespaces)
 
     def _make_sandbox(self, sandbox: Sandbox) -> None:
         self._files.write(sandbox)
@@ -282,19 +289,24 @@ class NamespacesBackend:
     async def restore(self) -> None:
         """Take over sandboxes and containers that carry this handler's name."""
         live = {each.process_id: each for each in await self._supervisor.processes()}
-        pinned = set(await self._supervisor.list_namespaces())
         for sandbox in await self._run(lambda: list(self._files.read())):
             self._sandboxes[sandbox.id] = sandbox
-            init = live.get(_init_of(sandbox.id))
-            if sandbox.has_init and (
-                sandbox.id not in pinned or (init is not None and init.exit is not None)
-            ):
-                sandbox.dead = True
-            else:
-                self._watch_init(sandbox)
+            await self._restore_init(sandbox)
         for found in live.values():
             if found.labels.get("handler") == self._handler:
                 await self._restore_process(found)
+
+    async def _restore_init(self, sandbox: Sandbox) -> None:
+        if not sandbox.has_init:
+            return
+        made = await self._supervisor.namespaces(sandbox.id)
+        if made is None:
+            sandbox.dead = True
+            return
+        try:
+            self._watch_init(sandbox, made)
+        finally:
+            inits.release(made)
 
     async def _restore_process(self, found: LiveProcess) -> None:
         if found.labels["kind"] == "exec":
@@ -342,16 +354,14 @@ class NamespacesBackend:
         names = (path, *(f"{path}/{name}" for name in self._cgroups.children(path)))
         return sum(self._cgroups.oom_kills(name) for name in names)
 
-    def _watch_init(self, sandbox: Sandbox) -> None:
+    def _watch_init(self, sandbox: Sandbox, made: SandboxNamespaces) -> None:
         if sandbox.has_init:
-            self._spawn(_init_of(sandbox.id), self._await_init(sandbox))
+            pidfd = inits.open_init(made)
+            sandbox.dead = pidfd < 0
+            self._spawn(_init_of(sandbox.id), self._await_init(sandbox, pidfd))
 
-    async def _await_init(self, sandbox: Sandbox) -> None:
-        try:
-            await self._supervisor.wait(_init_of(sandbox.id))
-        except NotFound:
-            _log.warning("sandbox %s: its init is not known to the supervisor", sandbox.id)
-            return
+    async def _await_init(self, sandbox: Sandbox, pidfd: int) -> None:
+        await inits.ended(pidfd)
         sandbox.dead = True
         reason = "the init of its process namespace was killed"
         self._events.put_nowait(SandboxDied(sandbox.id, reason))

@@ -14,6 +14,7 @@ import pytest
 
 from polypod.plugin.oci import Namespace
 from polypod.plugin.requests import Mount, NamespaceMode, NamespaceOptions
+from polypod.plugin.runtime import SandboxDied
 from polypod_namespaces.cgroups import Cgroups, discover
 
 pytestmark = [pytest.mark.needs_root, pytest.mark.needs_overlay, pytest.mark.needs_busybox]
@@ -118,6 +119,28 @@ async def test_killed_exec_takes_processes_that_hop_along(pod, hopping):
         while "hop" in _names(f"{pod.spec.cgroup}/{box.id}"):
             await asyncio.sleep(0.01)
     assert (await box.exec("echo alive")).out == "alive\n"
+
+
+async def test_death_of_the_pods_init_is_told(bench, shared):
+    box = await shared.start(_SLEEP)
+    await box.says("ready")
+    assert (await bench.backend.list()).sandboxes == {shared.spec.id: True}
+    os.kill(shared.spec.namespaces.init_pid, 9)
+    # The kernel ends every process of the namespace with it.
+    assert (await box.ended()).code == 137
+    async with asyncio.timeout(10):
+        while not any(isinstance(event, SandboxDied) for event in bench.events):
+            await asyncio.sleep(0.01)
+    assert (await bench.backend.list()).sandboxes == {shared.spec.id: False}
+    result = await shared.run("echo ran")
+    assert result.error
+    assert result.out == ""
+
+
+async def test_stopped_sandbox_is_no_death(bench, shared):
+    await bench.backend.stop_sandbox(shared.spec.id)
+    await shared.close()
+    assert not any(isinstance(event, SandboxDied) for event in bench.events)
 
 
 def _descriptors(pid: int) -> int:
