@@ -443,6 +443,21 @@ class Box:
             oom=status.oom_killed,
         )  # fmt: skip
 
+    async def terminal_session(self, command: str | Sequence[str]) -> tuple[Session, int]:
+        """Begin an extra process on a terminal; the master is closed with the box."""
+        args = ("/bin/sh", "-c", command) if isinstance(command, str) else tuple(command)
+        process = replace(self.config.process, args=args, terminal=True)
+        near, far = socket.socketpair()
+        with near, far:
+            spec = ExecSpec(
+                ExecId(new_id()), self.id, process, Stdio(console=far.fileno()), self.config
+            )
+            session = await self.pod.bench.backend.exec(spec)
+            near.settimeout(WAIT_S)
+            _, fds, _, _ = socket.recv_fds(near, 64, 1)
+        self._masters += fds
+        return session, fds[0]
+
     async def session(
         self, command: str | Sequence[str], adjust: Callable[[Process], Process] | None = None
     ) -> tuple[Session, FakeCaptured]:

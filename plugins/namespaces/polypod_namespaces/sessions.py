@@ -7,12 +7,16 @@ import contextlib
 import fcntl
 import os
 import signal as signals
+import stat
 import struct
 import termios
 
 from polypod.plugin.errors import FailedPrecondition, NotFound, Unavailable
 from polypod.plugin.services import ExitStatus, Launched, Supervisor
 from polypod_namespaces.cgroups import Cgroups
+
+# linux/major.h: the peers of pseudo-terminals.
+_TERMINALS = range(136, 144)
 
 
 class ExecSession:
@@ -43,14 +47,15 @@ class ExecSession:
 
     async def resize(self, *, width: int, height: int) -> None:
         """See `Session.resize`."""
+        if self._end.done():
+            raise NotFound(f"exec {self._process_id}: it is gone")
         try:
-            # The terminal itself, whoever holds its master.
-            terminal = os.open(f"/proc/{self._pid}/fd/0", os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC)
+            terminal = _terminal_of(self._pid)
         except OSError as error:
             raise NotFound(f"exec {self._process_id}: it is gone") from error
+        if terminal < 0:
+            raise FailedPrecondition(f"exec {self._process_id}: its stdin is no terminal")
         try:
-            if not os.isatty(terminal):
-                raise FailedPrecondition(f"exec {self._process_id}: it has no terminal")
             size = struct.pack("HHHH", height, width, 0, 0)
             fcntl.ioctl(terminal, termios.TIOCSWINSZ, size)
         finally:
@@ -67,3 +72,19 @@ class ExecSession:
             await self._supervisor.forget(self._process_id)
         # A background child keeps the cgroup; it goes with the container then.
         self._cgroups.remove_quietly(self._group)
+
+
+def _terminal_of(pid: int) -> int:
+    """Open the terminal that a process has as stdin, whoever holds its master; -1 if it has none.
+
+    What a container has put there may be anything, and opening it might hang us or do something: so
+    it is looked at before it is opened, and opened by what was looked at (E4).
+    """
+    place = os.open(f"/proc/{pid}/fd/0", os.O_PATH | os.O_CLOEXEC)
+    try:
+        found = os.fstat(place)
+        if not stat.S_ISCHR(found.st_mode) or os.major(found.st_rdev) not in _TERMINALS:
+            return -1
+        return os.open(f"/proc/self/fd/{place}", os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC)
+    finally:
+        os.close(place)

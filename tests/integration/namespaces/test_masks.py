@@ -11,6 +11,7 @@ import pytest
 from support.containment import MASKED, READ_ONLY, security
 from support.racing import Racer
 
+from polypod.plugin.errors import FailedPrecondition, NotFound, PolypodError
 from polypod.plugin.requests import Mount
 
 pytestmark = [pytest.mark.needs_root, pytest.mark.needs_overlay, pytest.mark.needs_busybox]
@@ -237,6 +238,53 @@ async def test_e4_console_swapped_while_containers_start(pod, decoy, tmp_path):
             assert not result.error or "open a terminal" in result.error
         await racer.swapped_often()
     assert decoy.unchanged()
+
+
+async def test_e4_terminal_of_an_exec_is_the_containers(pod):
+    box = await pod.start("echo ready; exec sleep 100")
+    await box.says("ready")
+    session, master = await box.terminal_session("tty; read line; stty size; ls /dev/console")
+    seen = b""
+    while b"pts/0" not in seen:
+        seen += os.read(master, 4096)
+    await session.resize(width=80, height=24)
+    os.write(master, b"go\n")
+    assert (await session.wait()).code == 1
+    seen += _read_all(master)
+    assert seen.startswith(b"/dev/pts/0")
+    assert b"24 80" in seen
+    # The console is the first process's alone.
+    assert b"No such file" in seen
+
+
+@pytest.mark.parametrize("fake", ["ln -s /etc/passwd", "mkfifo", "touch", "cp -a /dev/null"])
+async def test_e4_exec_looks_at_the_multiplexer(pod, fake):
+    """A privileged container has put something else on /dev/pts."""
+    box = await pod.start(
+        f"mount -t tmpfs none /dev/pts; {fake} /dev/pts/ptmx; echo ready; exec sleep 100",
+        security=security(privileged=True),
+    )
+    await box.says("ready")
+    with pytest.raises(PolypodError, match="terminal"):
+        async with asyncio.timeout(10):
+            await box.terminal_session("tty")
+
+
+async def test_e4_resize_opens_nothing_but_terminals(pod):
+    box = await pod.start("echo ready; exec sleep 100")
+    await box.says("ready")
+    # What its stdin became hangs whoever opens it.
+    session, output = await box.session(
+        "mkfifo /tmp/f; exec 0<> /tmp/f; echo there; exec sleep 100"
+    )
+    while b"there" not in (await output.collect())[0]:
+        await asyncio.sleep(0.01)
+    with pytest.raises(FailedPrecondition, match="no terminal"):
+        await session.resize(width=1, height=1)
+    await session.kill(9)
+    output.close()
+    with pytest.raises(NotFound):
+        await session.resize(width=1, height=1)
 
 
 async def test_masks_are_the_requests_own(pod):
