@@ -5,7 +5,7 @@ import sys
 
 import polypod_meta_tree as tree
 
-OURS = {"polypod", "polypod_namespaces", "polypod_network", "polypod_image", "polypod_vm"}
+OURS = {"polypod", "polypod_namespaces", "polypod_network", "polypod_image", "polypod_vm", "polypod_vm_child"}
 EVERYWHERE = {"typing_extensions"}
 BEHIND = {
     "pluggy": ("core/polypod/plugin/hooks.py", "core/polypod/registry/"),
@@ -18,6 +18,7 @@ BEHIND = {
     "aiohttp": ("plugins/image/polypod_image/registry/transport.py",),
     "yarl": ("plugins/image/polypod_image/registry/transport.py",),
     "libvirt": ("plugins/vm/",),
+    "libvirt_qemu": ("plugins/vm/",),
 }
 """Library → the only places that may import it."""
 

@@ -234,8 +234,10 @@ class VmBackend:
             container.exit = ExitStatus(_NOT_EXECUTED, finished_at_ns=time.time_ns())
             raise
         container.started = True
-        answer = container.status()
-        return BackendStatus(answer.id, answer.sandbox_id, BackendState.RUNNING)
+        if container.exit is not None:
+            # It was faster than the answer to its own start.
+            self._tell_exit(container, container.exit)
+        return BackendStatus(container.id, container.sandbox_id, BackendState.RUNNING)
 
     async def kill(self, container_id: ContainerId, signal: int, /, *, whole: bool = False) -> None:
         """See `RuntimeBackend.kill`."""
@@ -335,7 +337,9 @@ class VmBackend:
         return found
 
     @staticmethod
-    async def _stats(machine: Machine, ids: list[ContainerId]) -> dict[ContainerId, ContainerUsage]:
+    async def _stats(
+        machine: Machine, ids: Sequence[ContainerId]
+    ) -> dict[ContainerId, ContainerUsage]:
         try:
             answer = await machine.call({"op": "stats", "processes": ids})
         except Unavailable:
@@ -364,8 +368,11 @@ class VmBackend:
             return
         container.exit, container.oom_killed = status, oom_killed
         if container.started:
-            self._events.put_nowait(ContainerExited(container.id, status, oom_killed))
+            self._tell_exit(container, status)
         self._behind(self._wake())
+
+    def _tell_exit(self, container: Container, status: ExitStatus) -> None:
+        self._events.put_nowait(ContainerExited(container.id, status, container.oom_killed))
 
     async def _wake(self) -> None:
         async with self._exited:

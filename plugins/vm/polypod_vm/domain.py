@@ -58,7 +58,7 @@ class Disk:
 
 
 def disk_target(number: int) -> str:
-    """Return the name of the N-th virtio disk: vda, vdb … vdz, vdaa …"""
+    """Return the name of the N-th virtio disk, from vda over vdz to vdaa and on."""
     text = ""
     while True:
         number, digit = divmod(number, len(_LETTERS))

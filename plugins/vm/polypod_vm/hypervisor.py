@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Final, TypeVar
@@ -134,7 +133,7 @@ class Hypervisor:
                 raise BackendError(f"QEMU: {command['execute']}: {error.get('desc')}")
 
     def _attach(self, name: str, disk: Disk) -> None:
-        if not os.path.isfile(disk.path):
+        if not disk.path.is_file():
             raise BackendError(f"{disk.path}: no such image")
         self._open().lookupByName(name).attachDevice(disk_xml(disk))
 

@@ -67,6 +67,7 @@ class RelayLink:
             raise Unavailable("the relay of this VM is gone")
         self._number += 1
         number = self._number
+        answer: asyncio.Future[tuple[Message, list[int]]]
         answer = asyncio.get_running_loop().create_future()
         self._pending[number] = answer
         try:

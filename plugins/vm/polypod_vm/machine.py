@@ -122,7 +122,7 @@ class Machine:
             await asyncio.shield(self.remove())
             if isinstance(error, (TimeoutError, PolypodError, OSError)):
                 raise BackendError(
-                    f"sandbox {self.id}: its VM did not come up: {error or f'no answer in {boot_s:g} s'}; "
+                    f"sandbox {self.id}: its VM did not come up: {str(error) or f'no answer in {boot_s:g} s'}; "
                     f"end of its console: {said or 'empty'}"
                 ) from error
             raise

@@ -19,11 +19,36 @@ import struct
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any
+    from typing import Any, Protocol
 
     from polypod.supervisor.server import Loop
 
     Message = dict[str, Any]
+
+    class Handler(Protocol):
+        """What a `Link` calls."""
+
+        def opened(self) -> None:
+            """The greeting was answered: frames may be sent."""
+
+        def message(self, message: Message) -> None:
+            """One message of stream 0."""
+
+        def data(self, stream: int, payload: bytes) -> None:
+            """Bytes of a stream."""
+
+        def ended(self, stream: int) -> None:
+            """No more bytes of a stream will come."""
+
+        def granted(self, stream: int, count: int) -> None:
+            """The other side takes so many more bytes of a stream."""
+
+        def room(self) -> None:
+            """The channel takes bytes again."""
+
+        def lost(self, why: str) -> None:
+            """The channel is closed or broken."""
+
 
 GREETING = b"\0polypod-vm/1\0\xa5\x5a"
 EPOCH_BYTES = 8
@@ -43,31 +68,6 @@ _FULL = 512 * 1024
 
 class ProtocolError(Exception):
     """The other side does not keep to the framing; the channel is of no more use."""
-
-
-class Handler:
-    """What a `Link` calls; each side subclasses it."""
-
-    def opened(self) -> None:
-        """The greeting was answered: frames may be sent."""
-
-    def message(self, message: Message) -> None:
-        """One message of stream 0."""
-
-    def data(self, stream: int, payload: bytes) -> None:
-        """Bytes of a stream."""
-
-    def ended(self, stream: int) -> None:
-        """No more bytes of a stream will come."""
-
-    def granted(self, stream: int, count: int) -> None:
-        """The other side takes so many more bytes of a stream."""
-
-    def room(self) -> None:
-        """The channel takes bytes again."""
-
-    def lost(self, why: str) -> None:
-        """The channel is closed or broken."""
 
 
 class Link:

@@ -15,7 +15,7 @@ from polypod.plan import channel
 from polypod.plan.operations import Plan
 from polypod.supervisor.server import Loop, note
 from polypod_vm_child import guest_roots as roots
-from polypod_vm_child.frames import Handler, Link
+from polypod_vm_child.frames import Link
 from polypod_vm_child.guest_launch import Opened, Refused, open_streams, resolve
 from polypod_vm_child.guest_peers import Peers
 from polypod_vm_child.streams import Sink, Source
@@ -72,7 +72,7 @@ class Process:
         }
 
 
-class Bridge(Handler):
+class Bridge:
     """See the module's description."""
 
     def __init__(self, state: str) -> None:
@@ -170,7 +170,7 @@ class Bridge(Handler):
             done = operation(self, message, answer)
         except Refused as error:
             answer(None, {"kind": error.kind, "message": str(error)})
-        except Exception as error:  # noqa: BLE001 - one request fails, the pod goes on
+        except Exception as error:
             answer(None, _described(error))
         else:
             if done is not None:

@@ -47,7 +47,7 @@ def main() -> None:
         guardian = keeper.Keeper(STATE, presence)
         guardian.roles = _Forks(guardian.loop)  # type: ignore[assignment]
         guardian.run()
-    except BaseException as error:  # noqa: BLE001 - the console is all that is left to tell it
+    except BaseException as error:
         _tell(f"the guest cannot go on: {type(error).__name__}: {error}")
     power_off()
 
@@ -152,7 +152,7 @@ def _fork_main(role: str) -> None:
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         os.closerange(3, 1 << 10)
         _ROLES[role]()
-    except BaseException as error:  # noqa: BLE001 - the console is all that is left to tell it
+    except BaseException as error:
         _tell(f"{role}: {type(error).__name__}: {error}")
     os._exit(1)
 

@@ -58,15 +58,7 @@ class Peers:
             os.close(memfd)
 
     def _connect(self, role: str) -> socket.socket:
-        deadline = time.monotonic() + _STARTS_S
-        while True:
-            try:
-                sock = channel.connect(f"{self._state}/{role}.sock")
-                break
-            except OSError:
-                if time.monotonic() > deadline:
-                    raise
-                time.sleep(0.005)
+        sock = _connected(f"{self._state}/{role}.sock")
         self._loop.add(sock.fileno(), lambda _events: self._read(sock, role))
         return sock
 
@@ -106,6 +98,18 @@ class Peers:
         error = {"kind": "Unavailable", "message": "the guest's supervisor was restarted"}
         for done in pending.values():
             done(None, error, [])
+
+
+def _connected(path: str) -> socket.socket:
+    """Connect to one that may just be starting."""
+    deadline = time.monotonic() + _STARTS_S
+    while True:
+        try:
+            return channel.connect(path)
+        except OSError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.005)
 
 
 def _sealed(data: bytes) -> int:

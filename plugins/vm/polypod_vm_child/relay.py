@@ -20,7 +20,7 @@ import tty
 from polypod.plan import channel
 from polypod.supervisor.kernel import process
 from polypod.supervisor.server import Loop, Peer, Refusal, note
-from polypod_vm_child.frames import Handler, Link
+from polypod_vm_child.frames import Link
 from polypod_vm_child.splice import Splice
 from polypod_vm_child.streams import Sink, Source
 
@@ -36,7 +36,7 @@ _LOOKS_AT_SIZES_S = 0.25
 _REQUEST_MAX = 12 * 1024 * 1024
 
 
-class Relay(Handler):
+class Relay:
     """See the module's description."""
 
     def __init__(self, directory: str) -> None:
@@ -176,6 +176,9 @@ class Relay(Handler):
             sink.end()
 
     # The guest
+
+    def opened(self) -> None:
+        """See `Handler.opened`: the guest says hello by itself."""
 
     def message(self, message: Message) -> None:
         """See `Handler.message`."""
