@@ -16,6 +16,7 @@ import time
 
 from polypod.plan import channel
 from polypod.supervisor import child, start
+from polypod.supervisor.adoption import has_ended
 from polypod.supervisor.kernel import namespace, process
 from polypod.supervisor.launch import Launch, Launcher, Process
 from polypod.supervisor.plans import read_plan
@@ -423,6 +424,9 @@ def _labels(message: Message) -> dict[str, str]:
 
 
 def _signal(pidfd: int, number: int) -> bool:
+    # One that is not reaped yet would take the signal without a word.
+    if has_ended(pidfd):
+        return False
     try:
         process.pidfd_send_signal(pidfd, number)
     except ProcessLookupError:

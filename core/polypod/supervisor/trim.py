@@ -26,7 +26,7 @@ def enter() -> None:
     namespace.unshare(process.CLONE_NEWNS)
     mounts.mount("", "/", "", mounts.MS_REC | mounts.MS_PRIVATE)
     root = _read_only_copy("/")
-    extra = [(path, _read_only_copy(path)) for path in _mounts_of_interpreter() if path != "/"]
+    extra = [(path, _read_only_copy(path)) for path in _mounts_of_interpreter()]
     procfs = mounts.new_mount("proc", [])
     devices = mounts.new_mount("tmpfs", [("size", "0"), ("nr_inodes", "8"), ("mode", "755")])
     here = os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -38,6 +38,8 @@ def enter() -> None:
     # A null device that no container can reach: what masks files in containers is a copy of it (E4).
     os.mknod("null", stat.S_IFCHR | 0o666, os.makedev(1, 3), dir_fd=devices)
     os.chmod("null", 0o666, dir_fd=devices)
+    # Devices work on a read-only mount; their modes and owners cannot be changed there.
+    mounts.mount_setattr(devices, mounts.MOUNT_ATTR_RDONLY)
     os.fchdir(root)
     mounts.pivot_root(".", ".")
     mounts.umount2(".", mounts.MNT_DETACH)
@@ -59,18 +61,25 @@ def _attach(copy: int, root: int, path: str) -> None:
 
 
 def _mounts_of_interpreter() -> list[str]:
-    """The mount points on which our executable, libraries and code lie, outermost first."""
+    """The mount points on which our executable, libraries and code lie, outermost first, but for the root."""
     table = set()
     with open("/proc/self/mountinfo") as file:
         for line in file:
             table.add(line.split()[4].encode().decode("unicode_escape"))
-    found = set()
+    found: set[str] = set()
     for path in _files_of_interpreter():
-        point = path
-        while point not in table and point != "/":
-            point = os.path.dirname(point)
-        found.add(point)
+        # All those above it, too: a mount point may lie on another mount.
+        found.update(point for point in _with_parents(path) if point in table)
     return sorted(found, key=len)
+
+
+def _with_parents(path: str) -> list[str]:
+    """Return a path and all above it but the root."""
+    found = []
+    while path != "/":
+        found.append(path)
+        path = os.path.dirname(path)
+    return found
 
 
 def _files_of_interpreter() -> set[str]:

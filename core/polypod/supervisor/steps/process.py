@@ -48,7 +48,7 @@ def change_directory(op: operations.ChangeDirectory, _context: Context) -> None:
 class Program:
     """A plan's last operation, prepared before the clone."""
 
-    __slots__ = ("paths", "shown", "vectors")
+    __slots__ = ("paths", "searches", "shown", "vectors")
 
     def __init__(self, op: operations.Execute) -> None:
         args = [_raw(item) for item in op.args]
@@ -56,14 +56,12 @@ class Program:
             raise OSError(errno.EINVAL, "exec: no arguments, or a NUL in one")
         env = dict(_raw(item).partition(b"=")[::2] for item in op.env if not item.startswith("="))
         self.shown = f'exec: "{op.args[0]}"'
-        self.paths = _candidates(args[0], env.get(b"PATH", _DEFAULT_PATH), search=op.search)
+        self.searches = op.search and b"/" not in args[0]
+        self.paths = [args[0]]
+        if self.searches:
+            path = env.get(b"PATH", _DEFAULT_PATH)
+            self.paths = [os.path.join(item or b".", args[0]) for item in path.split(b":")]
         self.vectors = execve.Vectors(args, [b"%b=%b" % pair for pair in env.items()])
-
-
-def _candidates(name: bytes, path: bytes, *, search: bool) -> list[bytes]:
-    if b"/" in name or not search:
-        return [name]
-    return [os.path.join(directory or b".", name) for directory in path.split(b":")]
 
 
 def execute(_op: operations.Execute, context: Context) -> None:
@@ -75,11 +73,9 @@ def execute(_op: operations.Execute, context: Context) -> None:
     denied = False
     for path in program.paths:
         number = program.vectors.execute(path)
-        if len(program.paths) == 1:
-            raise OSError(number, f"{program.shown}: {os.strerror(number).lower()}")
-        if number == errno.EACCES:
+        if program.searches and number == errno.EACCES:
             denied = True
-        elif number not in (errno.ENOENT, errno.ENOTDIR):
+        elif not program.searches or number not in (errno.ENOENT, errno.ENOTDIR):
             raise OSError(number, f"{program.shown}: {os.strerror(number).lower()}")
     if denied:
         raise OSError(errno.EACCES, f"{program.shown}: permission denied")
