@@ -74,6 +74,10 @@ def _cni() -> str:
     return ""
 
 
+def _docker_registry() -> str:
+    return "" if shutil.which("docker-registry") else "docker-registry is not installed"
+
+
 PROBES = {
     "needs_root": _root,
     "needs_cgroup1": _cgroup1,
@@ -82,6 +86,7 @@ PROBES = {
     "needs_overlay": lambda: _filesystem("overlay"),
     "needs_libseccomp": _libseccomp,
     "needs_busybox": _busybox,
+    "needs_docker_registry": _docker_registry,
     "needs_cni": _cni,
 }
 _answers: dict[str, str] = {}

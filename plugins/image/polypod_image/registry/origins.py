@@ -42,7 +42,7 @@ def origin_of(url: str) -> Origin:
     """Return whom a URL belongs to.
 
     Raises:
-        InvalidArgument: neither http nor https, no host, or a name and password in it.
+        InvalidArgument: neither http nor https, without host, or a name and password in it.
     """
     try:
         parts = urlsplit(url)
@@ -50,7 +50,7 @@ def origin_of(url: str) -> Origin:
     except ValueError as error:
         raise InvalidArgument(f"{url[:100]!r} is no URL: {error}") from None
     if parts.scheme not in _PORTS or not parts.hostname:
-        raise InvalidArgument(f"{url[:100]!r}: write http://HOST[:PORT] or https://HOST[:PORT]")
+        raise InvalidArgument(f"{url[:100]!r} is no URL of http or https with a host")
     if "@" in parts.netloc:
         raise InvalidArgument("a URL of a registry must not hold a user name")
     return Origin(parts.scheme, parts.hostname.lower(), port or _PORTS[parts.scheme])
