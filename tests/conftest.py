@@ -78,6 +78,10 @@ def _docker_registry() -> str:
     return "" if shutil.which("docker-registry") else "docker-registry is not installed"
 
 
+def _program(name: str) -> str:
+    return "" if shutil.which(name) else f"{name} is not installed"
+
+
 PROBES = {
     "needs_root": _root,
     "needs_cgroup1": _cgroup1,
@@ -88,6 +92,8 @@ PROBES = {
     "needs_busybox": _busybox,
     "needs_docker_registry": _docker_registry,
     "needs_cni": _cni,
+    "needs_runc": lambda: _program("runc"),
+    "needs_crun": lambda: _program("crun"),
 }
 _answers: dict[str, str] = {}
 

@@ -1,0 +1,242 @@
+"""The runtime's commands, one function each: bundles and files in, a process taken over out.
+
+Everything that blocks on the host's file systems runs in a thread.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from polypod.plugin import (
+    BackendError,
+    BlockRootfs,
+    ContainerId,
+    ContainerSpec,
+    DirectoryRootfs,
+    ExecSpec,
+    Launched,
+    OverlayRootfs,
+    ProcessId,
+    Resources,
+    Stdio,
+    Supervisor,
+    Unsupported,
+)
+from polypod.plugin.oci import OciConfig
+from polypod.spec.resources import CgroupFacts, oci_resources
+from polypod_oci import config as documents
+from polypod_oci import mounts
+from polypod_oci.cgroups import Cgroups, number
+from polypod_oci.console import ConsoleSocket
+from polypod_oci.features import Facts
+from polypod_oci.inventory import Bundle, Container
+from polypod_oci.tool import Tool, both
+
+_NO_LIMIT = 1 << 62
+"""cgroup v1 says "no limit" with a number near 2^63."""
+
+
+class Calls:
+    """One handler's runtime, with its bundles."""
+
+    def __init__(
+        self,
+        tool: Tool,
+        facts: tuple[Facts, bool],
+        supervisor: Supervisor,
+        cgroups: Cgroups,
+        bundles: Path,
+    ) -> None:
+        self.tool = tool
+        self._facts, self._exec_groups = facts
+        self._supervisor = supervisor
+        self._cgroups = cgroups
+        self._bundles = bundles
+        bundles.mkdir(mode=0o700, exist_ok=True)
+
+    def bundle(self, container_id: ContainerId) -> Bundle:
+        """Return where a container's bundle is, or would be."""
+        return Bundle(self._bundles / container_id)
+
+    def bundles(self) -> Sequence[Bundle]:
+        """Return those that an earlier daemon made."""
+        return [Bundle(path) for path in sorted(self._bundles.iterdir())]
+
+    # create
+
+    def prepare(self, spec: ContainerSpec, container: Container, target: int) -> Bundle:
+        """Make the bundle: note, root file system, ``config.json``. On failure `discard` undoes it.
+
+        Raises:
+            BackendError: the host refused something.
+            Unsupported: the configuration has what this runtime cannot do.
+        """
+        self._check(spec.config)
+        bundle = self.bundle(spec.id)
+        bundle.make(container)
+        root = _mount_root(spec, bundle)
+        shm = spec.sandbox.directory / "shm"
+        if any(item.source == str(shm) for item in spec.config.mounts):
+            mounts.mount_shared_memory(shm)
+        document = documents.bundle_config(
+            spec.config,
+            version=self._facts.version,
+            root=str(root),
+            cgroup=spec.cgroup,
+            namespaces=_namespaces(spec, target),
+        )
+        bundle.write("config.json", documents.config_text(document))
+        return bundle
+
+    def _check(self, config: OciConfig) -> None:
+        for mount in config.mounts:
+            if "rshared" in mount.options and self.tool.mounts_apart:
+                raise Unsupported(
+                    f"mount {mount.destination}: bidirectional propagation: on this host {self.tool.name} "
+                    "runs in a mount namespace of its own, because it refuses hybrid cgroups"
+                )
+
+    async def create(
+        self, bundle: Bundle, stdio: Stdio, process_id: ProcessId, labels: Mapping[str, str]
+    ) -> Launched:
+        """Run ``create`` and take over the process that it leaves."""
+        words = ["create", "--bundle", str(bundle.path), "--pid-file", str(bundle.pid_file)]
+        await self._with_console(words, bundle.path.name, bundle, stdio, "console")
+        pid = _pid(bundle.pid_file, self.tool.name)
+        return await self._supervisor.adopt(process_id, pid, labels=labels)
+
+    async def _with_console(
+        self, words: list[str], last: str, bundle: Bundle, stdio: Stdio, name: str
+    ) -> None:
+        if stdio.console is None:
+            # Output that nobody wants must not end in our own file, which ends with the command.
+            await self.tool.run(*words, last, stdio=stdio)
+            return
+        with ConsoleSocket(bundle.path, name) as socket:
+            forward = asyncio.ensure_future(socket.forward(stdio.console))
+            await both(self.tool.run(*words, "--console-socket", socket.path, last), forward)
+
+    async def discard(self, container_id: ContainerId) -> None:
+        """Remove all that the runtime and we have made of a container. Idempotent."""
+        await self.tool.run("delete", "--force", container_id)
+        await asyncio.to_thread(self._discard, self.bundle(container_id))
+
+    async def discard_failed(self, container_id: ContainerId) -> None:
+        """The same where the runtime may know nothing of it, and says so."""
+        with contextlib.suppress(BackendError):
+            await self.tool.run("delete", "--force", container_id)
+        await asyncio.to_thread(self._discard, self.bundle(container_id))
+
+    def _discard(self, bundle: Bundle) -> None:
+        cgroup = bundle.read().cgroup
+        if cgroup:
+            self._cgroups.remove(cgroup)
+        mounts.unmount(bundle.rootfs)
+        bundle.remove()
+
+    # the others
+
+    async def start(self, container_id: ContainerId) -> None:
+        """Run ``start``."""
+        await self.tool.run("start", container_id)
+        self.bundle(container_id).mark_started()
+
+    async def was_started(self, container_id: ContainerId) -> bool:
+        """Tell whether a living container was started: by our mark, else by ``state``."""
+        if self.bundle(container_id).is_marked_started():
+            return True
+        state = json.loads(await self.tool.run("state", container_id))
+        return bool(state.get("status") != "created")
+
+    async def kill(self, container_id: ContainerId, signal: int, *, whole: bool) -> None:
+        """Run ``kill``."""
+        await self.tool.run("kill", *(["--all"] if whole else []), container_id, str(signal))
+
+    async def update(self, container: Container, resources: Resources) -> None:
+        """Run ``update``: the runtime sets all of them or puts back what was."""
+        bundle = self.bundle(container.id)
+        text = await asyncio.to_thread(self._resources, container.cgroup, resources)
+        path = bundle.write("resources.json", text)
+        try:
+            await self.tool.run("update", "--resources", str(path), container.id)
+        finally:
+            path.unlink()
+
+    def _resources(self, cgroup: str, resources: Resources) -> bytes:
+        swap_file = self._cgroups.file("memory", cgroup, "memory.memsw.limit_in_bytes")
+        swap = number(swap_file)
+        facts = CgroupFacts(
+            version=self._cgroups.version,
+            swap_accounting=self._cgroups.version == 2 or swap is not None,
+        )
+        wanted = resources
+        memory = resources.memory_limit_in_bytes
+        if swap is not None and memory > swap and not resources.memory_swap_limit_in_bytes:
+            # Memory may never be above memory and swap together, and runtimes leave that to us.
+            wanted = replace_swap(resources, memory)
+        return documents.resources_text(oci_resources(wanted, facts))
+
+    async def exec(
+        self, spec: ExecSpec, container: Container, labels: Mapping[str, str]
+    ) -> tuple[Launched, str]:
+        """Run ``exec`` and take over its process; return it with its cgroup, ``""`` = the container's."""
+        bundle = self.bundle(container.id)
+        short = spec.id[:16]
+        pid_file = bundle.path / f"exec-{short}.pid"
+        process = bundle.write(f"exec-{short}.json", documents.process_text(spec.process))
+        words = ["exec", "--process", str(process), "--detach", "--pid-file", str(pid_file)]
+        group = f"{container.cgroup}/exec-{short}" if self._exec_groups else ""
+        try:
+            if group:
+                await asyncio.to_thread(self._cgroups.make, group)
+                words += ["--cgroup", f"exec-{short}"]
+            await self._with_console(words, container.id, bundle, spec.stdio, f"exec-{short}")
+            pid = _pid(pid_file, self.tool.name)
+            return await self._supervisor.adopt(ProcessId(spec.id), pid, labels=labels), group
+        except BaseException:
+            if group:
+                await asyncio.to_thread(self._cgroups.remove, group)
+            raise
+        finally:
+            process.unlink()
+            pid_file.unlink(missing_ok=True)
+
+
+def replace_swap(resources: Resources, limit: int) -> Resources:
+    """Return resources whose limit of memory and swap is at least what memory alone may be."""
+    from dataclasses import replace
+
+    return replace(resources, memory_swap_limit_in_bytes=limit)
+
+
+def _mount_root(spec: ContainerSpec, bundle: Bundle) -> Path:
+    match spec.rootfs:
+        case OverlayRootfs():
+            mounts.mount_overlay(spec.rootfs, bundle.rootfs)
+            return bundle.rootfs
+        case DirectoryRootfs(path):
+            return path
+        case BlockRootfs(path):
+            raise Unsupported(f"{path}: block images cannot be a root file system here")
+
+
+def _namespaces(spec: ContainerSpec, target: int) -> dict[str, str]:
+    """Return paths for what core names: descriptors of ours, as other processes reach them."""
+    held = spec.sandbox.namespaces.fds if spec.sandbox.namespaces is not None else {}
+    found = {f"sandbox:{kind}": f"/proc/{os.getpid()}/fd/{fd}" for kind, fd in held.items()}
+    for item in spec.config.linux.namespaces:
+        if item.path.startswith("container:") and target:
+            found[item.path] = f"/proc/{target}/ns/{item.type}"
+    return found
+
+
+def _pid(path: Path, name: str) -> int:
+    try:
+        return int(path.read_text())
+    except (OSError, ValueError) as error:
+        raise BackendError(f"{name}: it told no pid of the process that it made") from error
