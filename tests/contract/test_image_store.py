@@ -51,4 +51,6 @@ class ContentStoreSubject:
 @pytest.mark.parametrize("check", image_store_suite.CHECKS, ids=lambda check: check.__name__)
 async def test_content_store(check, tmp_path):
     verdict = await image_store_suite.run_check(check, ContentStoreSubject(tmp_path))
+    if verdict.outcome is Outcome.NOT_APPLICABLE:
+        pytest.skip(verdict.detail)
     assert verdict.outcome is Outcome.PASSED, verdict.detail

@@ -27,6 +27,7 @@ from polypod.plugin.errors import (
 from polypod.plugin.ids import Digest, ImageId
 from polypod.plugin.images import FilesystemUsage, Image, Progress
 from polypod_image.blobs import Blobs
+from polypod_image.block import ensure_block
 from polypod_image.catalog import DIGEST, SOURCE, TAG, Catalog, StoredImage
 from polypod_image.containers import check_filesystem, prepare_directory
 from polypod_image.copying import copy_merged
@@ -317,6 +318,15 @@ class Inventory:
             return prepare_directory(
                 self._places.work, lambda target: copy_merged(view, target, meter)
             )
+
+    def block_of(self, image: StoredImage) -> Path:
+        """Return the block image of what an image shows, making it if it is missing."""
+        with self._pins.lease() as lease:
+            layers = self.layers.ensure(lease, image)
+            if not layers:
+                raise Unsupported(f"image {image.id} has no layers: there is nothing to run in it")
+            top, work = layers[-1].parent, self._places.work
+            return ensure_block(top, work, lease, self._trash, lambda: self.copy(image))
 
     # Within
 

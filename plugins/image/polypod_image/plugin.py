@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Sequence
 
 from polypod.plugin import (
@@ -27,9 +28,9 @@ class ImagePlugin(Hooks):
         return (
             ImageStoreType(
                 name="content",
-                summary="blobs by digest, unpacked once per layer, as overlay or directory",
+                summary="blobs by digest, unpacked once per layer, as overlay, directory or block image",
                 open=_open,
-                forms=(RootfsForm.OVERLAY, RootfsForm.DIRECTORY),
+                forms=_forms(),
                 unusable="" if os.geteuid() == 0 else "only root can unpack owners and devices",
             ),
         )
@@ -48,6 +49,12 @@ class ImagePlugin(Hooks):
                 run=run,
             ),
         )
+
+
+def _forms() -> tuple[RootfsForm, ...]:
+    """A block image is made by mkfs.erofs, where there is one (package erofs-utils)."""
+    block = (RootfsForm.BLOCK,) if shutil.which("mkfs.erofs") else ()
+    return RootfsForm.OVERLAY, RootfsForm.DIRECTORY, *block
 
 
 async def _open(context: ImageContext) -> ImageStore:

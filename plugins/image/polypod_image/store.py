@@ -20,7 +20,8 @@ from polypod.plugin.errors import InvalidArgument, NotFound, Unsupported
 from polypod.plugin.ids import ContainerId, ImageId
 from polypod.plugin.images import FilesystemUsage, Image, ImageContext, Progress
 from polypod.plugin.requests import Auth
-from polypod.plugin.rootfs import DirectoryRootfs, OverlayRootfs, Rootfs, RootfsForm
+from polypod.plugin.rootfs import BlockRootfs, DirectoryRootfs, OverlayRootfs, Rootfs, RootfsForm
+from polypod_image.block import FSTYPE
 from polypod_image.catalog import Catalog, StoredImage
 from polypod_image.containers import ContainerDirectories, Holding
 from polypod_image.finding import find
@@ -38,8 +39,9 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 
-FORMS: Final = (RootfsForm.OVERLAY, RootfsForm.DIRECTORY)
+FORMS: Final = (RootfsForm.OVERLAY, RootfsForm.DIRECTORY, RootfsForm.BLOCK)
 _THREADS: Final = 4
+_PLAIN_ROOT: Final = (0o755, 0, 0)
 _KEPT_FILES: Final = 512
 _KEPT_FILE_BYTES: Final = 64 << 10
 
@@ -237,7 +239,7 @@ class ContentStore:
     ) -> Rootfs:
         """Make a writable rootfs for a container."""
         if form not in FORMS:
-            raise Unsupported(f"the content store makes {' and '.join(FORMS)}, not the form {form}")
+            raise Unsupported(f"the content store makes {', '.join(FORMS)}, not the form {form}")
         held = self._containers.held.get(container_id)
         if held is not None:
             image_id, form = held.image_id, held.form
@@ -246,6 +248,8 @@ class ContentStore:
             raise NotFound(f"container {container_id}: its image {image_id} is not in the store")
         if form is RootfsForm.DIRECTORY:
             return DirectoryRootfs(await self._directory(container_id, image))
+        if form is RootfsForm.BLOCK:
+            return await self._block(container_id, image)
         known = self._roots.get(image_id)
         if known is None:
             known = await self._run(self._inventory.root_of, image)
@@ -268,6 +272,14 @@ class ContentStore:
                 self._containers.adopt(container_id, holding, made)
         self._copies.pop(container_id, None)
         return place / "fs"
+
+    async def _block(self, container_id: ContainerId, image: StoredImage) -> BlockRootfs:
+        """What is written goes where the backend keeps it; the directory only says who uses the image."""
+        path = await self._run(self._inventory.block_of, image)
+        if container_id not in self._containers.held:
+            self._image(image.id)  # it may be gone by now
+        self._containers.take(container_id, Holding(image.id, RootfsForm.BLOCK), _PLAIN_ROOT)
+        return BlockRootfs(path, FSTYPE)
 
     async def release(self, container_id: ContainerId, /) -> None:
         """Give back a container's rootfs."""
