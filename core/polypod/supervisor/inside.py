@@ -7,6 +7,7 @@ every descriptor of the interpreter leads to the read-only mounts in there (E1).
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import socket
@@ -36,6 +37,7 @@ def main(state: str, *, inside: bool) -> None:
     journal.use("supervisor", numbers["state"])
     process.set_not_dumpable()
     presence = Presence(numbers["presence"])
+    gc.freeze()
     supervisor = Supervisor(state, numbers["state"], numbers["mounts"], presence)
     supervisor.run(socket.socket(fileno=numbers["listener"]))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 import select
 import signal
@@ -174,6 +175,8 @@ class Launcher:
             # Nothing of the supervisor's: its clients and gates must see its end, whatever we wait for.
             mounts = self.host_mounts if on_host else -1
             files.close_all_but([0, 1, 2, self.proc, mounts, *context.keep, *context.fds])
+            # A collection would touch, and so copy, every page of ours.
+            gc.disable()
             os.umask(0)
             _default_signals()
             context.null = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
