@@ -41,8 +41,9 @@ class Cgroups:
                 for name in right.split()[-1].split(","):
                     self._controllers.setdefault(name, mount)
         self.version = 1 if self._controllers else 2
-        if unified is not None and self.version == 2:
-            self._mounts = [unified]
+        if unified is not None:
+            # On a hybrid host some runtimes use both.
+            self._mounts.append(unified)
         if not self._mounts:
             raise BackendError("no cgroup file system is mounted: see polypod doctor")
 
