@@ -183,6 +183,8 @@ class NamespacesBackend:
             container.exit = ExitStatus(_NOT_EXECUTED, finished_at_ns=time.time_ns())
             raise
         container.started = True
+        if container.exit is not None:  # its end was known before this answer
+            self._tell_exit(container, container.exit)
         return container.status()
 
     async def kill(self, container_id: ContainerId, signal: int, /, *, whole: bool = False) -> None:
@@ -339,11 +341,12 @@ class NamespacesBackend:
         status = await self._supervisor.wait(container.process_id)
         if not container.own_pids:
             await self._run(self._cgroups.kill, container.cgroup, signals.SIGKILL)
-        told = container.started
         await self._note_exit(container, status)
-        if told:
-            exited = ContainerExited(container.id, status, container.oom_killed)
-            self._events.put_nowait(exited)
+        if container.started:  # else `start` tells it, if the program ever ran
+            self._tell_exit(container, status)
+
+    def _tell_exit(self, container: Container, status: ExitStatus) -> None:
+        self._events.put_nowait(ContainerExited(container.id, status, container.oom_killed))
 
     async def _note_exit(self, container: Container, status: ExitStatus) -> None:
         kills = await self._run(self._oom_kills, container.cgroup)
