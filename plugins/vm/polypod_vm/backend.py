@@ -94,6 +94,7 @@ class VmBackend:
         self._options = options
         self._guests = Guests(context.root, options)
         self._service: Service | None = None
+        self._stopped = False
         if options.uri:
             self._hypervisor = Hypervisor(options.uri)
             self._machines_directory = context.state / "vms"
@@ -130,6 +131,7 @@ class VmBackend:
 
     async def _have_libvirt(self) -> None:
         if self._service is not None:
+            self._stopped = False
             await self._service.ensure(self._hypervisor)
         else:
             await self._hypervisor.open()
@@ -296,11 +298,18 @@ class VmBackend:
         await self._hypervisor.close()
         if self._service is not None:
             if not self._machines:
-                await self._service.stop()
+                await self.destroy()
             self._service.close()
         self._machines.clear()
         self._containers.clear()
         self._service = None
+
+    async def destroy(self) -> None:
+        """End the libvirtd of ours; no machine needs it any more."""
+        if self._service is None or self._stopped:
+            return
+        await self._service.stop()
+        self._stopped = True
 
     # Execs, counters
 

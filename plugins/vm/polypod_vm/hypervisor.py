@@ -20,6 +20,9 @@ from polypod_vm.domain import Disk, Domain, disk_xml, domain_xml
 
 _T = TypeVar("_T")
 _THREADS: Final = 8
+_NETWORK_DEVICE: Final = {"driver": "virtio-net-pci", "netdev": "net0", "id": "nic0"}
+_OUR_SLOT: Final = "0x1f"
+"""The last one of the bus: libvirt, which does not know of ours, gives its own out from the first."""
 _GONE: Final = frozenset([libvirt.VIR_ERR_NO_DOMAIN, libvirt.VIR_ERR_OPERATION_INVALID])
 
 
@@ -120,10 +123,7 @@ class Hypervisor:
         commands: tuple[tuple[dict[str, object], list[int]], ...] = (
             ({"execute": "getfd", "arguments": {"fdname": "tap0"}}, [tap]),
             (_command("netdev_add", type="tap", id="net0", fd="tap0"), []),
-            (
-                _command("device_add", driver="virtio-net-pci", netdev="net0", id="nic0", mac=mac),
-                [],
-            ),
+            (_command("device_add", addr=_OUR_SLOT, mac=mac, **_NETWORK_DEVICE), []),
         )
         for command, fds in commands:
             text = json.dumps(command)
