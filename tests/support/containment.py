@@ -235,7 +235,7 @@ class Bench:
         return pod
 
     async def close(self) -> None:
-        """Stop and remove everything, then end the three processes."""
+        """Stop and remove everything."""
         try:
             for pod in self._pods:
                 await pod.close()
@@ -243,7 +243,6 @@ class Bench:
             self._listener.cancel()
             await self.backend.close()
             self.assembler.close()
-            await self.host.shutdown()
 
 
 class Pod:

@@ -54,33 +54,33 @@ async def test_e9_sysctls_of_the_pods_own_namespaces(bench):
     assert [path.read_text() for path in paths] == before
 
 
-@pytest.mark.parametrize(
-    ("name", "value"),
-    [
-        # CVE-2022-0811: more than one setting in one value, for a helper that splits at "+".
-        ("kernel.shm_rmid_forced", "1+kernel.core_pattern=|/tmp/x %P"),
-        ("net.ipv4.ip_forward", "1\nkernel.core_pattern=x"),
-        ("net.ipv4.ip_forward", "1,kernel.core_pattern=x;"),
-        ("net.ipv4.ip_forward", ""),
-        ("net.ipv4.ip_forward", "1\0"),
-        ("net.ipv4.ip_forward", " 1"),
-        ("kernel.core_pattern", "x"),
-        ("kernel.domainname", "x"),
-        ("kernel.shm_rmid_forced/../core_pattern", "x"),
-        ("net.ipv4/../../kernel/core_pattern", "x"),
-        ("net/../kernel/core_pattern", "x"),
-        ("net.ipv4.ip_forward=1", "x"),
-        ("net", "1"),
-        ("net.", "1"),
-        ("vm.overcommit_memory", "1"),
-        ("fs.file-max", "1"),
-    ],
-)
-async def test_e9_sysctl_that_is_refused(bench, name, value):
+_NO_SYSCTLS = [
+    # CVE-2022-0811: more than one setting in one value, for a helper that splits at "+".
+    ("kernel.shm_rmid_forced", "1+kernel.core_pattern=|/tmp/x %P"),
+    ("net.ipv4.ip_forward", "1\nkernel.core_pattern=x"),
+    ("net.ipv4.ip_forward", "1,kernel.core_pattern=x;"),
+    ("net.ipv4.ip_forward", ""),
+    ("net.ipv4.ip_forward", "1\0"),
+    ("net.ipv4.ip_forward", " 1"),
+    ("kernel.core_pattern", "x"),
+    ("kernel.domainname", "x"),
+    ("kernel.shm_rmid_forced/../core_pattern", "x"),
+    ("net.ipv4/../../kernel/core_pattern", "x"),
+    ("net/../kernel/core_pattern", "x"),
+    ("net.ipv4.ip_forward=1", "x"),
+    ("net", "1"),
+    ("net.", "1"),
+    ("vm.overcommit_memory", "1"),
+    ("fs.file-max", "1"),
+]
+
+
+async def test_e9_sysctl_that_is_refused(bench):
     pattern = Path("/proc/sys/kernel/core_pattern")
     before = pattern.read_text()
-    with pytest.raises(InvalidArgument, match="sysctls"):
-        await bench.pod(sysctls={name: value})
+    for name, value in _NO_SYSCTLS:
+        with pytest.raises(InvalidArgument, match="sysctls"):
+            await bench.pod(sysctls={name: value})
     assert pattern.read_text() == before
 
 
@@ -132,9 +132,8 @@ for path in sys.argv[1:]:
 """
 
 
-async def test_e14_sockets_are_roots_alone(bench, pod):
-    state = bench.directory / "processes"
-    sockets = [path for path in state.rglob("*") if stat.S_ISSOCK(path.lstat().st_mode)]
+async def test_e14_sockets_are_roots_alone(pod, processes):
+    sockets = [path for path in processes.rglob("*") if stat.S_ISSOCK(path.lstat().st_mode)]
     assert len(sockets) >= 3
     for path in sockets:
         assert stat.S_IMODE(path.stat().st_mode) == 0o600, path
@@ -148,47 +147,49 @@ async def test_e14_sockets_are_roots_alone(bench, pod):
     assert set(done.stdout.splitlines()) == {"Permission denied"}
 
 
-async def test_e14_a_peer_of_another_user_is_not_served(bench, pod):
-    """Also where somebody opened the directory: who connects is asked for its uid."""
-    path = bench.directory / "processes/keeper.sock"
-    for place in (path, *path.parents):
-        if place.is_relative_to(bench.directory):
-            place.chmod(0o777)
-    code = f"""
-import os, socket
+@pytest.fixture
+def opened(processes):
+    """The way to the sockets, open for everybody."""
+    places = [processes, *processes.glob("*.sock"), *processes.parents]
+    modes = {place: stat.S_IMODE(place.stat().st_mode) for place in places}
+    for place, mode in modes.items():
+        place.chmod(0o777 if place.is_relative_to(processes) else mode | 0o011)
+    yield processes
+    for place, mode in modes.items():
+        place.chmod(mode)
+
+
+_ASK = """
+import os, socket, sys
 os.setgroups([]); os.setgid(1000); os.setuid(1000)
-os.chdir({str(bench.directory)!r})
 sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
 sock.settimeout(10)
-sock.connect("processes/keeper.sock")
+sock.connect(sys.argv[1])
 try:
-    sock.send(b'{{"id": 1, "op": "pids"}}')
+    sock.send(b'{"id": 1, "op": "pids"}')
     print(sock.recv(1000))
 except OSError as error:
     print(b"")
 """
-    os.chmod(bench.directory.parent, 0o755)
-    parents = [place for place in bench.directory.parents if place != Path("/")]
-    closed = [place for place in parents if not stat.S_IMODE(place.stat().st_mode) & 1]
-    for place in closed:
-        place.chmod(stat.S_IMODE(place.stat().st_mode) | 1)
-    try:
-        done = subprocess.run(
-            [sys.executable, "-I", "-S", "-c", code], capture_output=True, text=True, check=True
-        )
-    finally:
-        for place in closed:
-            place.chmod(stat.S_IMODE(place.stat().st_mode) & ~1)
-    assert done.stdout == "b''\n", done
 
 
-async def test_e15_state_is_closed_to_others(bench, pod):
+async def test_e14_a_peer_of_another_user_is_not_served(pod, opened):
+    """Also where somebody opened the directory: who connects is asked for its uid."""
+    sockets = sorted(opened.glob("*.sock"))
+    assert len(sockets) == 3
+    for path in sockets:
+        command = [sys.executable, "-I", "-S", "-c", _ASK, str(path)]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        assert done.stdout == "b''\n", (path, done)
+
+
+async def test_e15_state_is_closed_to_others(bench, pod, processes):
     box = await pod.start("echo ready; umask 0; : > /tmp/file; exec sleep 100")
     await box.says("ready")
-    for place in (bench.directory / "processes", pod.spec.directory):
+    for place in (processes, pod.spec.directory):
         assert stat.S_IMODE(place.stat().st_mode) == 0o700, place
     found = subprocess.run(
-        ["find", str(bench.directory / "handler"), str(bench.directory / "processes"),
+        ["find", str(bench.directory / "handler"), str(processes),
          "-not", "-type", "l", "-perm", "/022"],
         capture_output=True, text=True, check=True,
     )  # fmt: skip

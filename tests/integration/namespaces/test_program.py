@@ -98,12 +98,11 @@ async def test_working_directory_that_is_a_file(pod):
 # E2
 
 
-@pytest.mark.parametrize("number", range(3, 21))
-async def test_e2_working_directory_is_no_descriptor(pod, number):
-    cwd = f"/proc/self/fd/{number}"
-    result = await pod.run("pwd; ls -a ../../..", working_dir=cwd)
-    assert result.error
-    assert result.out == ""
+async def test_e2_working_directory_is_no_descriptor(pod):
+    for number in range(3, 21):
+        result = await pod.run("pwd; ls -a ../../..", working_dir=f"/proc/self/fd/{number}")
+        assert result.error, number
+        assert result.out == ""
 
 
 async def test_e2_working_directory_of_an_exec_is_no_descriptor(pod):
