@@ -77,7 +77,7 @@ class Answer:
             data += piece
             if len(data) > limit:
                 raise RequestFailed(
-                    Kind.LIES, f"{self.where}: {what}: more than the {limit} bytes it may have"
+                    Kind.LIES, f"{self.where}: {what} of more than the {limit} bytes it may have"
                 )
         return bytes(data)
 
