@@ -8,7 +8,7 @@ import os
 import socket
 import subprocess
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TypeVar
 
@@ -124,7 +124,7 @@ class Pod:
 class Subject:
     """A `polypod.testing.network_suite.NetworkSubject` with real namespaces."""
 
-    exceptions: dict[str, str] = {}
+    exceptions: Mapping[str, str] = {}
 
     def __init__(self, opened: Callable[[], object]) -> None:
         self._opened = opened

@@ -27,10 +27,11 @@ from polypod.plugin.network import (
     NetworkContext,
     NetworkStatus,
 )
-from polypod_network import links, nftables, transport
-from polypod_network.leases import Leases
+from polypod_network import links, transport
+from polypod_network.firewall import Firewall
+from polypod_network.hostports import Address, host_ports
+from polypod_network.leases import Lease, Leases
 from polypod_network.links import Interface, Network
-from polypod_network.nftables import Address
 from polypod_network.options import BridgeOptions, parse
 
 _log = logging.getLogger(__name__)
@@ -54,6 +55,7 @@ class BridgeNetwork:
         self._threads = ThreadPoolExecutor(2, thread_name_prefix="polypod-network")
         self._local = threading.local()
         self._sockets: list[socket.socket] = []
+        self._firewall = self._make_firewall()
 
     async def open(self) -> BridgeNetwork:
         """Make the bridge and the firewall tables, or find them."""
@@ -63,25 +65,27 @@ class BridgeNetwork:
     async def attach(self, request: AttachRequest, /) -> Attachment:
         """See `polypod.plugin.network.Network.attach`."""
         link = link_name(request.sandbox_id)
-        addresses = self._leases.take(request.sandbox_id, link)
-        work = asyncio.ensure_future(self._run(self._connect, request, link, addresses))
+        versions = [subnet.version for subnet in self._options.subnets]
+        ports = host_ports(request.port_mappings, versions, f"sandbox {request.sandbox_id}")
+        lease = self._leases.take(request.sandbox_id, link, ports)
+        work = asyncio.ensure_future(self._run(self._connect, request, link, lease))
         try:
             await asyncio.shield(work)
         except BaseException:
             # The thread cannot be interrupted: let it end, then take back what it made.
             await asyncio.gather(work, return_exceptions=True)
-            await self._run(self._undo_connect, link, addresses)
+            await self._run(self._undo_connect, link, lease)
             self._leases.give_back(request.sandbox_id)
             raise
         return Attachment(
-            ips=tuple(str(item) for item in addresses),
+            ips=tuple(str(item) for item in lease.addresses),
             result={"interface": link, "bridge": self._options.bridge},
         )
 
     async def detach(self, sandbox_id: SandboxId, _attachment: Attachment | None, /) -> None:
         """See `polypod.plugin.network.Network.detach`; the leases say all that is needed."""
         held = self._leases.held(sandbox_id)
-        if not held:
+        if not held.addresses:
             return
         await self._run(self._disconnect, link_name(sandbox_id), held)
         self._leases.give_back(sandbox_id)
@@ -106,12 +110,13 @@ class BridgeNetwork:
         self._leases.close()
         self._options = parsed
         self._leases = Leases(self._context.root / "leases.sqlite", parsed.subnets)
+        self._firewall = self._make_firewall()
         await self._run(self._set_up)
 
     async def status(self) -> NetworkStatus:
         """See `polypod.plugin.network.Network.status`."""
         try:
-            up = await self._run(lambda: links.is_up(self._route(), self._options.bridge))
+            up = await self._run(self._look)
         except OSError as error:
             return NetworkStatus(ready=False, reason="BridgeMissing", message=str(error))
         if not up:
@@ -152,6 +157,23 @@ class BridgeNetwork:
             self._sockets.append(found)
         return found
 
+    def _make_firewall(self) -> Firewall:
+        options = self._options
+        return Firewall(
+            options.table,
+            options.bridge,
+            [gateway(subnet).ip for subnet in options.subnets],
+            masquerade=options.masquerade,
+            netfilter=self._netfilter,
+        )
+
+    def _look(self) -> bool:
+        """Tell whether the bridge is up, and mend the tables if somebody flushed them."""
+        if self._firewall.missing():
+            _log.warning("nftables table %s is gone: it is made again", self._options.table)
+            self._firewall.rebuild(self._leases.all())
+        return links.is_up(self._route(), self._options.bridge)
+
     def _set_up(self) -> None:
         options = self._options
         sock = self._route()
@@ -161,28 +183,27 @@ class BridgeNetwork:
         transport.send_batch(sock, [links.address(self._bridge_index, item) for item in gateways])
         for subnet in options.subnets:
             _enable_forwarding(subnet.version)
-            if options.masquerade:
-                self._make_table(subnet.version)
+        self._firewall.rebuild(self._leases.all())
 
-    def _make_table(self, version: int) -> None:
-        pods = [item for item in self._leases.addresses() if item.version == version]
-        requests = nftables.base_ruleset(self._options.table, self._options.bridge, version, pods)
-        transport.send_batch(self._netfilter(), requests, envelope=True)
-
-    def _connect(self, request: AttachRequest, link: str, addresses: Sequence[Address]) -> None:
-        options = self._options
+    def _connect(self, request: AttachRequest, link: str, lease: Lease) -> None:
+        pair = [self._pair(request, link)]
+        if lease.ports:
+            pair.append(links.hairpin(link))
         try:
-            transport.send_batch(self._route(), [self._pair(request, link)])
+            transport.send_batch(self._route(), pair)
         except OSError as error:
             if error.errno not in (errno.ENODEV, errno.EINVAL) or self._bridge_exists():
                 raise
             # Somebody deleted the bridge: make it again, then once more.
             self._set_up()
-            transport.send_batch(self._route(), [self._pair(request, link)])
-        self._configure_pod(request, addresses)
-        if options.masquerade:
-            added = [nftables.add_pod(options.table, item) for item in addresses]
-            transport.send_batch(self._netfilter(), added, envelope=True)
+            pair[0] = self._pair(request, link)
+            transport.send_batch(self._route(), pair)
+        self._configure_pod(request, lease.addresses)
+        try:
+            self._firewall.add(lease)
+        except FileNotFoundError:
+            # Somebody flushed the ruleset. The lease is in the book, so this adds it, too.
+            self._firewall.rebuild(self._leases.all())
 
     def _pair(self, request: AttachRequest, link: str) -> transport.Request:
         return links.veth(
@@ -217,42 +238,24 @@ class BridgeNetwork:
                 index = links.index_of(sock, links.POD_INTERFACE)
                 transport.send_batch(sock, links.pod_requests(inside, gateways, index))
 
-    def _undo_connect(self, link: str, addresses: Sequence[Address]) -> None:
+    def _undo_connect(self, link: str, lease: Lease) -> None:
         failures: list[OSError] = []
         _try(failures, lambda: transport.send_batch(self._route(), [links.delete(link)]))
-        self._disconnect(link, addresses)
+        self._disconnect(link, lease)
         if failures:
             msg = f"network of {link}: {failures[0]}"
             raise BackendError(msg) from failures[0]
 
-    def _disconnect(self, link: str, addresses: Sequence[Address]) -> None:
+    def _disconnect(self, link: str, lease: Lease) -> None:
         failures: list[OSError] = []
-        if self._options.masquerade:
-            for item in addresses:
-                removal = [nftables.delete_pod(self._options.table, item)]
-                _try(failures, self._send_removal, removal)
+        _try(failures, self._firewall.remove, lease.addresses, lease.ports)
         if failures:
             msg = f"network of {link}: {failures[0]}"
             raise BackendError(msg) from failures[0]
-
-    def _send_removal(self, removal: Sequence[transport.Request]) -> None:
-        try:
-            transport.send_batch(self._netfilter(), removal, envelope=True)
-        except OSError as error:
-            # The table, or the element, is gone: there is nothing to take back.
-            if error.errno != errno.ENOENT:
-                raise
 
     def _tear_down(self) -> None:
         transport.send_batch(self._route(), [links.delete(self._options.bridge)])
-        configured = {subnet.version for subnet in self._options.subnets}
-        for version in (4, 6):  # both: pod CIDRs may have replaced subnets of another family
-            requests = nftables.delete_table(self._options.table, version)
-            try:
-                transport.send_batch(self._netfilter(), requests, envelope=True)
-            except OSError:
-                if version in configured:
-                    raise
+        self._firewall.destroy()
 
 
 def link_name(sandbox_id: SandboxId) -> str:

@@ -1,4 +1,4 @@
-"""Which sandbox holds which addresses: durable, each address given out once.
+"""Which sandbox holds which addresses and host ports: durable, each given out once.
 
 Addresses are handed out in a circle, so that one that was just given back is the last to be used
 again: the old namespace may live some milliseconds longer than its lease.
@@ -8,16 +8,26 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Sequence
+from dataclasses import dataclass
 from ipaddress import ip_address
 from pathlib import Path
 
-from polypod.plugin.errors import ResourceExhausted
+from polypod.plugin.errors import FailedPrecondition, ResourceExhausted
 from polypod.plugin.ids import SandboxId
+from polypod_network.hostports import Address, HostPort
 from polypod_network.links import Network
-from polypod_network.nftables import Address
 
 _RESERVED = 2
 """The network itself and the gateway."""
+
+
+@dataclass(frozen=True, slots=True)
+class Lease:
+    """What one sandbox holds."""
+
+    addresses: tuple[Address, ...]
+    """In the order of the subnets; empty: nothing is held."""
+    ports: tuple[HostPort, ...] = ()
 
 
 class Leases:
@@ -32,19 +42,29 @@ class Leases:
             " address TEXT PRIMARY KEY, sandbox TEXT NOT NULL, link TEXT NOT NULL)"
         )
         self._db.execute("CREATE INDEX IF NOT EXISTS by_sandbox ON lease (sandbox)")
+        self._db.execute(
+            "CREATE TABLE IF NOT EXISTS host_port ("
+            " version INTEGER NOT NULL, protocol INTEGER NOT NULL, address TEXT NOT NULL,"
+            " port INTEGER NOT NULL, target INTEGER NOT NULL, sandbox TEXT NOT NULL,"
+            " PRIMARY KEY (port, protocol, version, address)) WITHOUT ROWID"
+        )
+        self._db.execute("CREATE INDEX IF NOT EXISTS port_by_sandbox ON host_port (sandbox)")
         self._subnets = tuple(subnets)
         self._taken = {ip_address(row[0]) for row in self._db.execute("SELECT address FROM lease")}
         self._cursor = {subnet: self._start(subnet) for subnet in self._subnets}
 
-    def take(self, sandbox_id: SandboxId, link: str) -> tuple[Address, ...]:
-        """Lease one address of each subnet; the same sandbox gets its own again.
+    def take(self, sandbox_id: SandboxId, link: str, ports: Sequence[HostPort] = ()) -> Lease:
+        """Lease one address of each subnet, and host ports; the same sandbox gets its own again.
 
         Raises:
             ResourceExhausted: a subnet is full; nothing is taken.
+            FailedPrecondition: another sandbox has a host port; nothing is taken.
         """
         held = self.held(sandbox_id)
-        if held:
+        if held.addresses:
             return held
+        for port in ports:
+            self._check_free(port)
         chosen = tuple(self._next(subnet) for subnet in self._subnets)
         with self._db:
             self._db.execute("BEGIN")
@@ -52,23 +72,42 @@ class Leases:
                 "INSERT INTO lease VALUES (?, ?, ?)",
                 [(str(item), sandbox_id, link) for item in chosen],
             )
+            self._db.executemany(
+                "INSERT INTO host_port VALUES (?, ?, ?, ?, ?, ?)",
+                [
+                    (each.version, each.protocol, _text(each), each.port, each.target, sandbox_id)
+                    for each in ports
+                ],
+            )
         self._taken.update(chosen)
-        return chosen
+        return Lease(chosen, tuple(ports))
 
-    def held(self, sandbox_id: SandboxId) -> tuple[Address, ...]:
-        """Return what a sandbox holds, in the order of the subnets."""
+    def held(self, sandbox_id: SandboxId) -> Lease:
+        """Return what a sandbox holds."""
         rows = self._db.execute(
             "SELECT address FROM lease WHERE sandbox = ? ORDER BY rowid", (sandbox_id,)
         )
-        return tuple(ip_address(row[0]) for row in rows)
+        addresses = tuple(ip_address(row[0]) for row in rows)
+        ports = self._db.execute(
+            "SELECT version, protocol, address, port, target FROM host_port WHERE sandbox = ?",
+            (sandbox_id,),
+        )
+        return Lease(addresses, tuple(_host_port(row) for row in ports))
 
-    def give_back(self, sandbox_id: SandboxId) -> tuple[Address, ...]:
+    def give_back(self, sandbox_id: SandboxId) -> Lease:
         """End the leases of a sandbox and return what it held."""
         held = self.held(sandbox_id)
-        if held:
-            self._db.execute("DELETE FROM lease WHERE sandbox = ?", (sandbox_id,))
-            self._taken.difference_update(held)
+        if held.addresses:
+            with self._db:
+                self._db.execute("BEGIN")
+                self._db.execute("DELETE FROM lease WHERE sandbox = ?", (sandbox_id,))
+                self._db.execute("DELETE FROM host_port WHERE sandbox = ?", (sandbox_id,))
+            self._taken.difference_update(held.addresses)
         return held
+
+    def all(self) -> list[Lease]:
+        """Return every lease."""
+        return [self.held(sandbox_id) for sandbox_id in self.sandboxes()]
 
     def sandboxes(self) -> list[SandboxId]:
         """Return every sandbox that holds a lease."""
@@ -81,6 +120,18 @@ class Leases:
     def close(self) -> None:
         """Close the file; the leases stay."""
         self._db.close()
+
+    def _check_free(self, wanted: HostPort) -> None:
+        rows = self._db.execute(
+            "SELECT version, protocol, address, port, target, sandbox FROM host_port"
+            " WHERE port = ? AND protocol = ? AND version = ?",
+            (wanted.port, wanted.protocol, wanted.version),
+        )
+        for *row, sandbox in rows:
+            if wanted.overlaps(_host_port(row)):
+                raise FailedPrecondition(
+                    f"{wanted} is taken by sandbox {sandbox}: stop that one, or ask for another port"
+                )
 
     def _start(self, subnet: Network) -> int:
         inside = [int(item) for item in self._taken if item in subnet]
@@ -111,3 +162,18 @@ class Leases:
         if len(self._subnets) == 1:
             return 0
         return sum(1 for item in self._taken if item not in subnet)
+
+
+def _text(port: HostPort) -> str:
+    return "" if port.address is None else str(port.address)
+
+
+def _host_port(row: Sequence[object]) -> HostPort:
+    version, protocol, address, port, target = row
+    return HostPort(
+        int(str(version)),
+        int(str(protocol)),
+        ip_address(str(address)) if address else None,
+        int(str(port)),
+        int(str(target)),
+    )

@@ -28,7 +28,8 @@ _RTM_NEWADDR = 20
 _RTM_NEWROUTE = 24
 _IFLA_ADDRESS, _IFLA_IFNAME, _IFLA_MTU, _IFLA_MASTER = 1, 3, 4, 10
 _IFLA_LINKINFO, _IFLA_NET_NS_FD = 18, 28
-_IFLA_INFO_KIND, _IFLA_INFO_DATA = 1, 2
+_IFLA_INFO_KIND, _IFLA_INFO_DATA, _IFLA_INFO_SLAVE_KIND, _IFLA_INFO_SLAVE_DATA = 1, 2, 4, 5
+_IFLA_BRPORT_MODE = 4
 _VETH_INFO_PEER = 1
 _IFA_ADDRESS, _IFA_LOCAL, _IFA_FLAGS = 1, 2, 8
 _IFA_F_NODAD = 0x02
@@ -69,6 +70,27 @@ def veth(host_name: str, *, bridge_index: int, namespace_fd: int, mtu: int, what
     )
     flags = wire.NLM_F_CREATE | wire.NLM_F_EXCL
     return Request(_RTM_NEWLINK, flags, payload, f"make veth {host_name} for {what}")
+
+
+def hairpin(host_name: str) -> Request:
+    """Let a port of the bridge send back where it came from: a pod that asks for its own host port.
+
+    Where the host filters bridged packets by its IP rules (br_netfilter), their new destination is found on
+    the bridge, not by routing.
+    """
+    data = [wire.attribute(_IFLA_BRPORT_MODE, b"\1")]
+    payload = (
+        _link()
+        + wire.text(_IFLA_IFNAME, host_name)
+        + wire.nested(
+            _IFLA_LINKINFO,
+            [
+                wire.text(_IFLA_INFO_SLAVE_KIND, "bridge"),
+                wire.nested(_IFLA_INFO_SLAVE_DATA, data),
+            ],
+        )
+    )
+    return Request(_RTM_NEWLINK, 0, payload, f"let {host_name} send back")
 
 
 def pod_requests(

@@ -3,90 +3,24 @@
 from __future__ import annotations
 
 import asyncio
-import ctypes
 import os
 import shutil
 import socket
 import subprocess
-import threading
 
 import pytest
+from support.networks import Pod
 
 from polypod.plugin.errors import ResourceExhausted
-from polypod.plugin.ids import new_id
 from polypod.plugin.network import AttachRequest, NetworkContext
 from polypod.plugin.requests import PodMetadata
 from polypod_network.bridge import link_name, open_bridge
 
 pytestmark = [pytest.mark.needs_root, pytest.mark.needs_nft]
 
-_CLONE_NEWNET = 0x40000000
-_libc = ctypes.CDLL(None, use_errno=True)
-
-
-def _in_thread(function):
-    """Run in a thread of its own: a network namespace belongs to a thread."""
-    result: list = []
-
-    def body():
-        try:
-            result.append((function(), None))
-        except BaseException as error:
-            result.append((None, error))
-
-    thread = threading.Thread(target=body)
-    thread.start()
-    thread.join()
-    value, error = result[0]
-    if error is not None:
-        raise error
-    return value
-
-
-class Pod:
-    """A network namespace with a netlink socket inside, as the supervisor makes them."""
-
-    def __init__(self) -> None:
-        self.id = new_id()
-        self.fd, self.netlink = _in_thread(self._make)
-
-    @staticmethod
-    def _make():
-        assert _libc.unshare(_CLONE_NEWNET) == 0
-        fd = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
-        return fd, socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 0)
-
-    def request(self):
-        metadata = PodMetadata("pod", "uid", "default")
-        return AttachRequest(self.id, metadata, self.fd, self.netlink.fileno())
-
-    def socket(self, kind=socket.SOCK_STREAM, family=socket.AF_INET):
-        def make():
-            assert _libc.setns(self.fd, _CLONE_NEWNET) == 0
-            return socket.socket(family, kind)
-
-        return _in_thread(make)
-
-    def close(self):
-        self.netlink.close()
-        os.close(self.fd)
-
 
 @pytest.fixture
-def pods():
-    made: list[Pod] = []
-
-    def make():
-        made.append(Pod())
-        return made[-1]
-
-    yield make
-    for pod in made:
-        pod.close()
-
-
-@pytest.fixture
-async def network(tmp_path):
+async def network(tmp_path, host):
     options = {"subnets": ["10.213.7.0/28", "fd13:7::/64"]}
     opened = await open_bridge(NetworkContext(options=options, root=tmp_path, state=tmp_path))
     yield opened
@@ -142,7 +76,7 @@ async def test_failed_attach_leaves_neither_lease_nor_link(network, pods):
         await network.attach(broken)
     os.close(broken.namespace)
     assert await network.attached() == []
-    assert link_name(pod.id) not in os.listdir("/sys/class/net")
+    assert link_name(pod.id) not in [name for _, name in socket.if_nameindex()]
 
 
 async def test_cancelled_attach_leaves_neither_lease_nor_link(network, pods):
@@ -153,7 +87,7 @@ async def test_cancelled_attach_leaves_neither_lease_nor_link(network, pods):
     with pytest.raises(asyncio.CancelledError):
         await task
     assert await network.attached() == []
-    assert link_name(pod.id) not in os.listdir("/sys/class/net")
+    assert link_name(pod.id) not in [name for _, name in socket.if_nameindex()]
 
 
 async def test_full_subnet_is_resource_exhausted(network, pods):
