@@ -164,6 +164,18 @@ async def test_e4_null_device_is_not_shared_with_the_container(pod):
     assert (await box.exec("cat /dev/null; cat /proc/keys")).out == "text\n"
 
 
+async def test_e4_null_of_the_streams_cannot_be_changed(pod):
+    """A container without a stdin gets ours, the one of all: its mode is nobody's to change."""
+    script = "chmod 0 /proc/self/fd/0; chown 7 /proc/self/fd/0; touch /proc/self/fd/0; echo end"
+    box = await pod.start(f"{script}; exec sleep 100")
+    await box.says("end")
+    for result in (await box.exec(script), await pod.run("true")):
+        assert result.code == 0
+    look = "stat -L -c '%a %u %t:%T' /proc/self/fd/0; : < /dev/stdin && echo opened"
+    result = await pod.run(look, security=security(run_as_user=1000))
+    assert result.lines == ["666 0 1:3", "opened"]
+
+
 # The console
 
 

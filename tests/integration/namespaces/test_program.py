@@ -8,6 +8,8 @@ from dataclasses import replace
 import pytest
 from support.containment import python, python_mounts
 
+from polypod.plugin.requests import NamespaceMode, NamespaceOptions
+
 pytestmark = [pytest.mark.needs_root, pytest.mark.needs_overlay, pytest.mark.needs_busybox]
 
 
@@ -77,6 +79,12 @@ async def test_program_is_found_on_the_images_path(pod, tmp_path):
     assert result.out == "hello you\n"
 
 
+async def test_environment_is_the_requests_alone(pod):
+    result = await pod.run(("/bin/cat", "/proc/1/environ"), envs=(("MINE", b"1"),))
+    names = {each.partition("=")[0] for each in result.out.split("\0") if each}
+    assert names == {"PATH", "HOSTNAME", "HOME", "MINE"}
+
+
 async def test_environment_is_bytes(pod):
     value = bytes(range(1, 256)).replace(b"\n", b"")
     code = "import os; print(os.environb[b'BYTES'].hex())"
@@ -113,6 +121,21 @@ async def test_e2_working_directory_of_an_exec_is_no_descriptor(pod):
             cwd = f"/proc/self/fd/{number}{where}"
             result = await box.exec("pwd", lambda process, cwd=cwd: replace(process, cwd=cwd))
             assert result.error, (cwd, result)
+
+
+async def test_e2_working_directory_through_another_process(bench):
+    """With the host's processes in view, their roots are a magic link away."""
+    pod = await bench.pod(NamespaceOptions(pid=NamespaceMode.NODE))
+    box = await pod.start("echo ready; exec sleep 100")
+    await box.says("ready")
+    for where in ("root", "cwd", "root/etc", "task/{0}/root", "root/proc/1/cwd"):
+        cwd = f"/proc/{os.getpid()}/{where.format(os.getpid())}"
+        result = await box.exec("pwd; ls", lambda process, cwd=cwd: replace(process, cwd=cwd))
+        assert result.error, (cwd, result)
+        result = await pod.run("pwd; ls", working_dir=cwd)
+        assert result.error, (cwd, result)
+    result = await box.exec("pwd", lambda process: replace(process, cwd="/proc/self/root/etc"))
+    assert result.out == "/etc\n"
 
 
 async def test_e2_working_directory_through_a_link_of_the_image(pod, tmp_path):
