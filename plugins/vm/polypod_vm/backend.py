@@ -168,7 +168,7 @@ class VmBackend:
             self._places(sandbox_id),
             self._supervisor,
             self._hypervisor,
-            on_event=self._guest_event,
+            on_event=partial(self._guest_event, sandbox_id),
             on_dead=partial(self._machine_died, sandbox_id),
         )
 
@@ -216,10 +216,12 @@ class VmBackend:
         container = Container(spec.id, spec.sandbox.id, mode)
         # Known before it runs: its exit may be told before the launch is answered.
         self._containers[spec.id] = container
+        machine.expect(spec.id)
         try:
             await machine.call(request, launching.streams_of(spec.stdio))
         except BaseException:
             self._containers.pop(spec.id, None)
+            machine.forget(spec.id)
             self._behind(self._discard(machine, spec.id))
             raise
 
@@ -264,6 +266,7 @@ class VmBackend:
                 await self._signal(container, signals.SIGKILL, whole=True)
                 await self._gone(container)
             await machine.call({"op": "delete", "process": container_id})
+            machine.forget(container_id)
         self._containers.pop(container_id, None)
 
     async def update(self, container_id: ContainerId, resources: Resources, /) -> None:
@@ -353,23 +356,22 @@ class VmBackend:
             answer = await machine.call({"op": "stats", "processes": ids})
         except Unavailable:
             return {}
-        return {
-            ContainerId(name): ContainerUsage(**{key: row[key] for key in row if key in _USAGE})
-            for name, row in answer.items()
-        }
+        return {name: _usage(answer[name]) for name in ids if name in answer}
 
     # What the guests tell
 
-    def _guest_event(self, message: Message) -> None:
+    def _guest_event(self, sandbox_id: SandboxId, message: Message) -> None:
+        """A guest may lie, but only about what runs in it."""
         if message["event"] != "exit":
             return
         name = str(message["process"])
-        session = self._execs.pop(name, None)
-        if session is not None:
+        session = self._execs.get(name)
+        if session is not None and session.machine.id == sandbox_id:
+            del self._execs[name]
             session.ended(_exit_status(message))
             return
         container = self._containers.get(ContainerId(name))
-        if container is not None:
+        if container is not None and container.sandbox_id == sandbox_id:
             self._note_exit(container, _exit_status(message), oom_killed=bool(message["oom"]))
 
     def _note_exit(self, container: Container, status: ExitStatus, *, oom_killed: bool) -> None:
@@ -446,7 +448,8 @@ class VmBackend:
                 # Whoever asked for it is gone with the last daemon, and so is its output.
                 self._behind(self._discard(machine, name))
                 continue
-            self._containers[ContainerId(name)] = _restored(machine, name, row)
+            if name in machine.note.containers:
+                self._containers[ContainerId(name)] = _restored(machine, name, row)
 
     async def _discard(self, machine: Machine, name: str) -> None:
         try:
@@ -499,6 +502,14 @@ def _restored(machine: Machine, name: str, row: Mapping[str, Any]) -> Container:
         exit=_exit_status(record) if record is not None else None,
         oom_killed=bool(row["oom"]),
     )
+
+
+def _usage(row: Mapping[str, Any]) -> ContainerUsage:
+    return ContainerUsage(**{key: row[key] for key in row if key in _USAGE and _counts(row[key])})
+
+
+def _counts(value: object) -> bool:
+    return value is None or type(value) is int
 
 
 def _exit_status(record: Mapping[str, Any]) -> ExitStatus:

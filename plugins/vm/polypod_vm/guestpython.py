@@ -27,6 +27,7 @@ _NEEDED = (
     "polypod_vm_child.guest_network",
     "polypod_vm_child.guest_usage",
     "polypod_namespaces.cgroups",
+    "polypod_namespaces.devicefilter",
     "encodings.utf_8",
     "encodings.ascii",
     "encodings.latin_1",
@@ -41,6 +42,7 @@ _SINGLE = (
     "polypod.plugin.requests",
     "polypod.plugin.runtime",
     "polypod_namespaces.cgroups",
+    "polypod_namespaces.devicefilter",
     "polypod_namespaces.usage",
 )
 """Modules whose packages' own ``__init__`` would load far more than they need."""

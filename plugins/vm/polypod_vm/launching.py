@@ -6,6 +6,7 @@ an overlay over it, ``stream:NAME`` an end of the channel, ``bind:N`` a file tha
 
 from __future__ import annotations
 
+import base64
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -23,6 +24,7 @@ from polypod.plugin import (
 from polypod.plugin.oci import Namespace, OciConfig, OciMount, OciResources
 from polypod.plugin.rootfs import BlockRootfs, Rootfs
 from polypod.spec.cgroup import v2_files
+from polypod.spec.cgroup_devices import device_program
 from polypod.spec.compile import (
     CgroupView,
     ExecSources,
@@ -118,6 +120,7 @@ def launch_request(spec: ContainerSpec, image: Image) -> dict[str, object]:
         "binds": binds,
         "cgroup": f"/pod/{spec.id}",
         "limits": v2_files(_guest_resources(config.linux.resources)),
+        "devices": _device_filter(config.linux.resources),
         "own_pids": own,
         "streams": {},
     }
@@ -181,6 +184,13 @@ def _guest_config(spec: ContainerSpec) -> OciConfig:
 def _guest_resources(resources: OciResources) -> OciResources:
     """Processors are counted inside the machine: the host's numbers mean nothing there."""
     return replace(resources, cpu=replace(resources.cpu, cpus="", mems=""))
+
+
+def _device_filter(resources: OciResources) -> str:
+    """Return the program that keeps a container from the machine's own disks and from its channel."""
+    if not resources.devices:
+        return ""
+    return base64.b64encode(device_program(resources.devices)).decode()
 
 
 def _binds(

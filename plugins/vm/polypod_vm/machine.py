@@ -45,6 +45,8 @@ class Note:
 
     disks: dict[str, str] = field(default_factory=dict)
     """Serial → target, of the disks that were attached."""
+    containers: list[str] = field(default_factory=list)
+    """Ids: what else a guest tells of is not believed."""
     stopped: bool = False
     pid_mode: int = 0
 
@@ -136,6 +138,7 @@ class Machine:
         facts = {
             "sandbox": self.id,
             "disks": self.note.disks,
+            "containers": self.note.containers,
             "stopped": self.note.stopped,
             "pid_mode": self.note.pid_mode,
         }
@@ -231,6 +234,17 @@ class Machine:
             self.note.disks[image.serial] = target
             self.write_note()
 
+    def expect(self, process: str) -> None:
+        """Note a container before the guest is asked for it."""
+        self.note.containers.append(process)
+        self.write_note()
+
+    def forget(self, process: str) -> None:
+        """Drop a container's note."""
+        if process in self.note.containers:
+            self.note.containers.remove(process)
+            self.write_note()
+
     def console_tail(self) -> str:
         """Return the end of what the guest has written to its console."""
         try:
@@ -289,7 +303,12 @@ def read_note(path: Path) -> tuple[SandboxId, Note] | None:
     """Return a note; None if it was never finished."""
     try:
         facts = json.loads(path.read_text())
-        note = Note(dict(facts["disks"]), bool(facts["stopped"]), int(facts["pid_mode"]))
+        note = Note(
+            dict(facts["disks"]),
+            list(facts["containers"]),
+            bool(facts["stopped"]),
+            int(facts["pid_mode"]),
+        )
         return SandboxId(str(facts["sandbox"])), note
     except (OSError, ValueError, KeyError, TypeError):
         return None

@@ -220,12 +220,22 @@ class Bridge:
                 opened.add(source, roots.open_bind(bind["path"], bind["attributes"]))
             self.cgroups.create(cgroup)
             self.cgroups.apply(cgroup, {"": [tuple(each) for each in message["limits"]]})
+            if message["devices"]:
+                self._filter_devices(cgroup, message["devices"])
             opened.add("cgroup:own", self.cgroups.join_descriptors(cgroup)[0])
             self._start(name, process, message, opened, answer, hold=True)
         except BaseException:
             opened.close()
             self._discard(name, process)
             raise
+
+    def _filter_devices(self, cgroup: str, program: str) -> None:
+        import base64
+
+        from polypod_namespaces import devicefilter
+
+        directory = self.cgroups.directory("memory", cgroup)
+        devicefilter.attach(str(directory), base64.b64decode(program))
 
     def exec(self, message: Message, answer: Answer) -> None:
         """Run an extra process in a container."""

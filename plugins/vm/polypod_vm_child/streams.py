@@ -12,7 +12,7 @@ import select
 import struct
 import termios
 
-from polypod_vm_child.frames import WINDOW
+from polypod_vm_child.frames import WINDOW, ProtocolError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 _READ_BYTES = 32 * 1024
 _GRANT_STEP = 64 * 1024
+_BUFFER_MAX = WINDOW + _GRANT_STEP
+"""What was granted at most and is not written yet."""
 
 
 class Source:
@@ -118,10 +120,17 @@ class Sink:
         os.set_blocking(fd, False)
 
     def data(self, payload: bytes) -> None:
-        """Bytes have come."""
+        """Bytes have come.
+
+        Raises:
+            ProtocolError: more than were granted.
+        """
         if self.fd < 0:
             self._link.grant(self.stream, len(payload))
             return
+        if len(self._buffer) + len(payload) > _BUFFER_MAX:
+            text = f"stream {self.stream}: the other side sends more than it was granted"
+            raise ProtocolError(text)
         self._buffer += payload
         if len(self._buffer) == len(payload):
             self._write(0)
