@@ -12,7 +12,9 @@ from pathlib import Path
 import pytest
 from support.containment import OWN_PIDS, python, python_mounts, security
 
+from polypod.plan.operations import Execute, Plan
 from polypod.plugin.errors import InvalidArgument, PolypodError, Unsupported
+from polypod.plugin.ids import ProcessId, SandboxId
 from polypod.plugin.oci import Hook, Hooks, Namespace, OciIdMapping, OciMount, Seccomp, SeccompRule
 from polypod.plugin.requests import (
     Capabilities,
@@ -196,7 +198,52 @@ async def test_e15_state_is_closed_to_others(bench, pod, processes):
     assert found.stdout == ""
 
 
+_TRY = """
+import os, sys
+os.setgroups([]); os.setgid(65534); os.setuid(65534)
+for path in sys.argv[1:]:
+    try:
+        os.stat(path)
+        print("seen", path)
+    except OSError as error:
+        print(error.strerror)
+"""
+
+
+async def test_e15_setuid_file_of_a_container_is_out_of_reach(bench, pod):
+    """What a container's root made setuid would be root's for whoever could execute it on the host."""
+    box = await pod.start("cp /bin/busybox /tmp/su; chmod 4755 /tmp/su; echo ready; exec sleep 100")
+    await box.says("ready")
+    (file,) = pod.spec.directory.glob("*/upper/tmp/su")
+    assert file.stat().st_mode & stat.S_ISUID
+    above = [place for place in pod.spec.directory.parents if place != Path("/")]
+    modes = {place: stat.S_IMODE(place.stat().st_mode) for place in above}
+    for place, mode in modes.items():
+        place.chmod(mode | 0o011)
+    paths = [pod.spec.directory, file, f"/proc/{await box.pid()}/root/tmp/su"]
+    command = [sys.executable, "-I", "-S", "-c", _TRY, *map(str, paths)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    for place, mode in modes.items():
+        place.chmod(mode)
+    assert done.stdout.splitlines() == [
+        f"seen {paths[0]}",
+        "Permission denied",
+        "Permission denied",
+    ]
+
+
 # E18, E22
+
+
+async def test_e22_ids_are_single_names(bench):
+    """They become file names of the keeper."""
+    plan = Plan(0, [Execute(args=["/bin/true"], env=[], search=False)])
+    supervisor = bench.host.supervisor
+    for name in ("../../etc/x", "a/b", "..", "", ".hidden", "a\0b", "a\nb", "x" * 200):
+        with pytest.raises(InvalidArgument):
+            await supervisor.launch(ProcessId(name), plan, fds=[])
+        with pytest.raises(InvalidArgument):
+            await supervisor.make_namespaces(SandboxId(name), frozenset({"ipc"}))
 
 
 @pytest.mark.parametrize(

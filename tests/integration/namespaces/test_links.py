@@ -216,6 +216,29 @@ async def test_e19_working_directory_is_a_link_to_the_host(pod, layer, decoy):
     assert decoy.unchanged()
 
 
+async def test_e19_volumes_of_the_image_reach_nothing_of_the_host(pod, layer, decoy):
+    """CVE-2022-23648: a VOLUME of the image that climbs, or that is a link, copied the host's files."""
+    (layer / "data").symlink_to(decoy.path / "dir")
+    volumes = ("/../../etc", f"{climbing(decoy)}/dir", "/data", str(decoy.path))
+    result = await pod.run(
+        f"cat /data/file {decoy.path}/file; touch /data/new; echo ran",
+        layers=[layer],
+        image=ImageConfig(volumes=volumes),
+    )
+    assert result.error or result.lines == ["ran"]
+    assert decoy.unchanged()
+
+
+async def test_deep_mount_target(pod, tmp_path):
+    deep = "/a" * 400
+    volume = Mount(deep, str(tmp_path))
+    assert (await pod.run(f"cd {deep} && pwd -P", mounts=(volume,))).out == f"{deep}\n"
+    result = await pod.run("true", mounts=(Mount(f"/{'b' * 256}", str(tmp_path)),))
+    assert "File name too long" in result.error
+    result = await pod.run("true", mounts=(Mount("/a" * 3000, str(tmp_path)),))
+    assert result.kind == "InvalidArgument"
+
+
 async def test_e19_a_volumes_link_is_resolved_on_the_host_by_who_asked(pod, decoy, tmp_path):
     """The host path is the client's own word; a link *below* it is the container's and leads nowhere."""
     volume = tmp_path / "volume"
