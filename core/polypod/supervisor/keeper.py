@@ -192,7 +192,8 @@ class Keeper:
                 # Somebody has the pidfd after all, which may know the code.
                 self.lost.remove(process_id)
                 old = None
-        if old is not None and message.get("spare"):
+        # Better than nothing, or than the bare pidfd that the ledger led us to.
+        if old is not None and message.get("spare") and len(fds) <= len(old.fds):
             return {}, []
         if process_id in self.exits:
             meta["exit"] = self.exits[process_id]

@@ -31,7 +31,7 @@ _SWITCH_S = 1.0
 _PTY_SETTLES_S = 0.02
 _FIND_KEEPER_S = 0.02
 _ALONE_S = 1.0
-_GUARDED = "sandbox/"
+_GUARDED = ("sandbox/", "process/")
 """What the supervisor put there, guarded here, too."""
 
 Answer = tuple[dict[str, object], list[int]]

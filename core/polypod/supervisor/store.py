@@ -27,12 +27,12 @@ _NOTHING = "-"
 class Store:
     """One connection. Puts are not waited for: once sent they are safe, the queue outlives us."""
 
-    def __init__(self, state: str, *, follow: str = "") -> None:
+    def __init__(self, state: str, *, follow: tuple[str, ...] = ()) -> None:
         """Connect.
 
         Args:
             state: the state directory.
-            follow: guard duplicates of the entries below this prefix; "" for none.
+            follow: guard duplicates of the entries below these prefixes.
 
         Raises:
             OSError: there is no keeper.
@@ -42,8 +42,8 @@ class Store:
         self.spares: dict[str, Held] = {}
         self._number = 0
         try:
-            if follow:
-                self.tell({"op": "follow", "prefix": follow})
+            for prefix in follow:
+                self.tell({"op": "follow", "prefix": prefix})
             self.confirm()
         except BaseException:
             self.sock.close()

@@ -39,7 +39,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from polypod.supervisor.server import Answer, Message
 
-_GUARDED = "log/"
+_GUARDED = ("log/",)
 """What the logger put there, guarded here, too."""
 _LABELS_MAX = 16 * 1024
 _PAGE_BYTES = 32 * 1024
@@ -69,7 +69,7 @@ class Supervisor:
 
     # The keeper.
 
-    def _find_keeper(self, *, follow: str = _GUARDED) -> Store:
+    def _find_keeper(self, *, follow: tuple[str, ...] = _GUARDED) -> Store:
         """Connect to the keeper; start one if ours died before we knew it."""
         for _ in range(_KEEPER_TRIES):
             deadline = time.monotonic() + _KEEPER_STARTS_S
@@ -122,7 +122,7 @@ class Supervisor:
             # It died before it had everything; what we guarded we still have.
             self.store.spares = self.old_store.spares
         self.old_store = self.store
-        self.store = self._find_keeper(follow="")
+        self.store = self._find_keeper(follow=())
         self._watch_keeper()
         try:
             self._hand_over()

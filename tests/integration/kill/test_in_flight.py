@@ -118,6 +118,7 @@ async def test_held_process_outlives_them(place, victims):
     host = await place.open()
     made = await host.supervisor.launch("p", Plan(0, [shell("exit 6")]), fds=[], hold=True)
     os.close(made.pidfd)
+    await settled(host)
     pids = await host.pids()
     for role in victims:
         if role == "daemon":
@@ -133,13 +134,50 @@ async def test_held_process_outlives_them(place, victims):
 async def test_held_process_does_not_execute_when_all_who_know_its_gate_die(place):
     host = await place.open()
     made = await host.supervisor.launch("p", Plan(0, [TRUE]), fds=[], hold=True)
-    pids = await host.pids()
-    os.kill(pids["supervisor"], signal.SIGKILL)
-    os.kill(pids["keeper"], signal.SIGKILL)
+    await settled(host)
+    await kill_all(place, host)
     await gone(made.pidfd)
     host = await place.open()
     status = await host.supervisor.wait("p")
     assert status.code in (126, None)
+
+
+async def kill_all(place, host):
+    pids = await host.pids()
+    for pid in pids.values():
+        os.kill(pid, signal.SIGKILL)
+    host.close()
+
+
+async def test_all_three_dead_at_once(place):
+    """What holds then: quiet processes run on, under their pids, and their ends are told, or unknown.
+
+    What cannot: the log pipes have no reader any more, namespaces live as long as a process in them.
+    """
+    host = await place.open()
+    made = {}
+    for name, script in {
+        "dies": "sleep 0.3; exit 3",
+        "waits": "sleep 3; exit 4",
+        "stays": "exec sleep 1000",
+    }.items():
+        made[name] = await host.supervisor.launch(name, Plan(0, [shell(script)]), fds=[])
+    pinned = await host.supervisor.make_namespaces("s", frozenset({"uts"}))
+    await kill_all(place, host)
+    await gone(made["dies"].pidfd)
+    host = await place.open()
+    found = {each.process_id: each for each in await host.supervisor.processes()}
+    assert {name: each.pid for name, each in found.items()} == {
+        name: each.pid for name, each in made.items()
+    }
+    # An init that is quicker than the next keeper has reaped it: nobody knows the code then.
+    assert (await host.supervisor.wait("dies")).code in (3, None)
+    assert (await host.supervisor.wait("waits")).code == 4
+    await host.supervisor.kill("stays", signal.SIGTERM)
+    assert (await host.supervisor.wait("stays")).code == 143
+    assert await host.supervisor.namespaces("s") is None
+    for each in (made["waits"].pidfd, made["stays"].pidfd, *pinned.fds.values()):
+        os.close(each)
 
 
 async def test_namespaces_outlive_every_pair(place):
