@@ -5,7 +5,7 @@ import sys
 
 import polypod_meta_tree as tree
 
-OURS = {"polypod", "polypod_namespaces", "polypod_network", "polypod_image", "polypod_vm", "polypod_vm_child"}
+OURS = {"polypod", "polypod_namespaces", "polypod_network", "polypod_image", "polypod_vm", "polypod_vm_child", "polypod_oci", "polypod_fly"}
 EVERYWHERE = {"typing_extensions"}
 BEHIND = {
     "pluggy": ("core/polypod/plugin/hooks.py", "core/polypod/registry/"),

@@ -1,0 +1,149 @@
+"""What `fly` needs of the host: opened trees, and a cgroup by which everything in it can be ended."""
+
+from __future__ import annotations
+
+import asyncio
+import ctypes
+import fcntl
+import os
+import signal as signals
+import struct
+import termios
+import time
+from pathlib import Path
+from types import TracebackType
+
+from polypod.plugin import BackendError, ExitStatus, Launched, Stdio, Supervisor
+from polypod.spec.compile import Streams
+
+# asm-generic/unistd.h, linux/mount.h
+_OPEN_TREE, _MOUNT_SETATTR = 428, 442
+_CLONE, _RECURSIVE, _EMPTY_PATH, _AT_FDCWD, _MS_PRIVATE = 1, 0x8000, 0x1000, -100, 1 << 18
+_syscall = ctypes.CDLL(None, use_errno=True).syscall
+
+
+class Opened:
+    """The descriptors of one launch; a plan names them by number, as ``fd:0``."""
+
+    def __init__(self) -> None:
+        self.fds: list[int] = []
+        self._ours: list[int] = []
+
+    def __enter__(self) -> Opened:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        for fd in self._ours:
+            os.close(fd)
+
+    def lend(self, fd: int) -> str:
+        """Add a descriptor that stays somebody else's."""
+        self.fds.append(fd)
+        return f"fd:{len(self.fds) - 1}"
+
+    def take(self, fd: int) -> str:
+        """Add a descriptor that is closed behind the launch."""
+        self._ours.append(fd)
+        return self.lend(fd)
+
+    def streams(self, stdio: Stdio) -> Streams:
+        """Add a process' ends of its streams."""
+        given = (stdio.stdin, stdio.stdout, stdio.stderr, stdio.console)
+        return Streams(*("" if fd is None else self.lend(fd) for fd in given))
+
+    def tree(self, path: Path) -> str:
+        """Add a copy of a tree of mounts that is attached nowhere, and to which nothing propagates."""
+        flags = _CLONE | _RECURSIVE | os.O_CLOEXEC
+        fd = _syscall(_OPEN_TREE, _AT_FDCWD, ctypes.c_char_p(os.fsencode(path)), flags)
+        if fd < 0:
+            raise BackendError(f"{path}: {os.strerror(ctypes.get_errno())}")
+        source = self.take(fd)
+        private = struct.pack("=QQQQ", 0, 0, _MS_PRIVATE, 0)
+        how = _EMPTY_PATH | _RECURSIVE
+        if _syscall(_MOUNT_SETATTR, fd, b"", how, private, ctypes.c_size_t(len(private))):
+            raise BackendError(f"{path}: {os.strerror(ctypes.get_errno())}")
+        return source
+
+
+class Group:
+    """A cgroup without limits, in one hierarchy: it only knows who belongs to it."""
+
+    def __init__(self, path: str) -> None:
+        pids = Path("/sys/fs/cgroup/pids")
+        self._path = (pids if pids.is_dir() else Path("/sys/fs/cgroup")) / path.strip("/")
+
+    def child(self, name: str) -> Group:
+        """Return one below it."""
+        made = Group("")
+        made._path = self._path / name[:16]
+        return made
+
+    def open(self) -> int:
+        """Make it, and open the file by which a process joins it."""
+        self._path.mkdir(parents=True, exist_ok=True)
+        return os.open(self._path / "cgroup.procs", os.O_WRONLY | os.O_CLOEXEC)
+
+    def kill(self, signal: int) -> None:
+        """Signal everybody in it, until there is nobody who was not."""
+        seen: set[int] = set()
+        while fresh := self._pids() - seen:
+            seen |= fresh
+            for pid in fresh:
+                try:
+                    os.kill(pid, signal)
+                except ProcessLookupError:
+                    continue
+
+    def _pids(self) -> set[int]:
+        found = [self._path / "cgroup.procs", *self._path.glob("*/cgroup.procs")]
+        return {int(pid) for file in found if file.exists() for pid in file.read_text().split()}
+
+    def remove(self) -> None:
+        """End everybody in it and remove it; a missing one is fine."""
+        self.kill(signals.SIGKILL)
+        for directory in (*self._path.glob("*/"), self._path):
+            for _ in range(100):
+                try:
+                    directory.rmdir()
+                except FileNotFoundError:
+                    break
+                except OSError:
+                    time.sleep(0.005)  # a dead process leaves it a moment after it was reaped
+                else:
+                    break
+
+
+class FlySession:
+    """Implements `Session`."""
+
+    def __init__(self, supervisor: Supervisor, launched: Launched, group: Group) -> None:
+        os.close(launched.pidfd)
+        self._supervisor, self._group = supervisor, group
+        self._id, self._pid = launched.process_id, launched.pid
+        self._end: asyncio.Task[ExitStatus] = asyncio.ensure_future(self._ended())
+
+    async def _ended(self) -> ExitStatus:
+        status = await self._supervisor.wait(self._id)
+        await self._supervisor.forget(self._id)
+        return status
+
+    async def wait(self) -> ExitStatus:
+        """See `Session.wait`."""
+        return await asyncio.shield(self._end)
+
+    async def kill(self, signal: int, /) -> None:
+        """See `Session.kill`."""
+        self._group.kill(signal)
+
+    async def resize(self, *, width: int, height: int) -> None:
+        """See `Session.resize`."""
+        terminal = os.open(f"/proc/{self._pid}/fd/0", os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC)
+        try:
+            fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", height, width, 0, 0))
+        finally:
+            os.close(terminal)
