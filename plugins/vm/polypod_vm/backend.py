@@ -143,8 +143,10 @@ class VmBackend:
 
     def _places(self, sandbox_id: SandboxId) -> Places:
         directory = self._machines_directory / sandbox_id[:24]
-        inside = self._service.inside(directory) if self._service is not None else directory
-        return Places(directory, inside)
+        if self._service is None:
+            return Places(directory, directory)
+        log = self._service.emulator_log(domain_name(sandbox_id))
+        return Places(directory, self._service.inside(directory), log)
 
     async def _domain(self, sandbox_id: SandboxId, accel: str, memory: int, vcpus: int) -> Domain:
         image, places = await self._guests.image(), self._places(sandbox_id)

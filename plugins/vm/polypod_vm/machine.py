@@ -60,6 +60,9 @@ class Places:
     inside: Path
     """The same directory as libvirt and QEMU name it."""
 
+    emulator_log: Path | None = None
+    """What QEMU has said; None where libvirt is not ours."""
+
     @property
     def console(self) -> Path:
         """The guest's serial port."""
@@ -178,9 +181,10 @@ class Machine:
         log = os.open(self._places.directory / "relay.log", flags, 0o600)
         try:
             source = "" if network is None else "fd:1"
-            plan = child.plan(
-                "relay", ".", log="fd:0", network=source, directory=str(self._places.directory)
-            )
+            # Never on the host's own network: its eth0 would become the guest's.
+            words = [".", *(["--splice"] if source else [])]
+            where = str(self._places.directory)
+            plan = child.plan("relay", *words, log="fd:0", network=source, directory=where)
             fds = [log] if network is None else [log, network]
             labels = {"kind": "relay", "sandbox": self.id}
             launched = await self._supervisor.execute(self._relay, plan, fds=fds, labels=labels)
@@ -293,6 +297,8 @@ class Machine:
     async def remove(self) -> None:
         """Remove its directory."""
         await asyncio.to_thread(shutil.rmtree, self._places.directory, ignore_errors=True)
+        if self._places.emulator_log is not None:
+            self._places.emulator_log.unlink(missing_ok=True)
 
     def close(self) -> None:
         """Disconnect; it runs on."""

@@ -64,6 +64,10 @@ class Service:
         """Return how libvirtd and QEMU name a path below `run`: always short enough for a socket."""
         return _INSIDE / path.relative_to(self.run)
 
+    def emulator_log(self, name: str) -> Path:
+        """Return what libvirt writes for a machine and never removes."""
+        return self._state / "log" / "qemu" / f"{name}.log"
+
     def hypervisor(self) -> Hypervisor:
         """Return the connection to it, which is opened at the first use."""
         self.run.mkdir(mode=0o700, parents=True, exist_ok=True)

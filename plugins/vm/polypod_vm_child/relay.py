@@ -39,9 +39,9 @@ _REQUEST_MAX = 12 * 1024 * 1024
 class Relay:
     """See the module's description."""
 
-    def __init__(self, directory: str) -> None:
+    def __init__(self, directory: str, *, splice: bool) -> None:
         self.loop = Loop(self.handle)
-        self.splice = Splice()
+        self.splice = Splice(join=splice)
         self.link: Link | None = None
         self.gone = ""
         self.greeted: Message | None = None
@@ -307,10 +307,10 @@ def _request(message: Message, fds: list[int]) -> Message:
 
 
 def main(arguments: list[str]) -> None:
-    """Become the relay of a VM: ``relay DIRECTORY``."""
+    """Become the relay of a VM: ``relay DIRECTORY [--splice]``, the latter in a pod's own network only."""
     process.set_name("polypod-relay")
     process.set_not_dumpable()
-    Relay(arguments[0]).run()
+    Relay(arguments[0], splice="--splice" in arguments[1:]).run()
 
 
 if __name__ == "__main__":
