@@ -19,8 +19,8 @@ $(HOST_STAMP): tests/host-packages.txt
 
 $(STAMP): $(DEV_INPUTS) | $(HOST_STAMP)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check hatchling editables -c constraints.txt
-	$(BIN)/pip install --quiet --disable-pip-version-check --no-build-isolation -r requirements-dev.txt -c constraints.txt
+	$(BIN)/pip install --quiet --disable-pip-version-check --timeout 30 hatchling editables -c constraints.txt
+	$(BIN)/pip install --quiet --disable-pip-version-check --timeout 30 --no-build-isolation -r requirements-dev.txt -c constraints.txt
 	touch $@
 
 demo: setup  ## the main job: a server, an image, a pod with logs and exec, through the CRI socket
