@@ -8,7 +8,8 @@ from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
-from support.containment import Bench, Decoy, Pod
+from support.containment import Bench, Pod
+from support.containment_parts import Decoy
 from support.namespaces import busybox_root
 
 from polypod.processes.host import ProcessHost

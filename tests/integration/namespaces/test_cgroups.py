@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from support.containment import security
+from support.containment_parts import security
 
 from polypod.plugin.errors import PolypodError
 from polypod.plugin.oci import DeviceRule

@@ -9,7 +9,7 @@ import shutil
 from dataclasses import replace
 
 import pytest
-from support.containment import python, python_mounts, security
+from support.containment_parts import python, python_mounts, security
 
 from polypod.plugin.images import ImageConfig
 from polypod.plugin.oci import CapabilitySets, Rlimit

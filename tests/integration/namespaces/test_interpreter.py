@@ -8,7 +8,7 @@ import hashlib
 from pathlib import Path
 
 import pytest
-from support.containment import PYTHON, python, python_mounts, security
+from support.containment_parts import PYTHON, python, python_mounts, security
 
 import polypod
 from polypod.plugin.requests import Capabilities, NamespaceMode, NamespaceOptions

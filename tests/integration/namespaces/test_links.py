@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from support.containment import Decoy
+from support.containment_parts import Decoy
 from support.racing import Racer
 
 from polypod.plugin.images import ImageConfig

@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from support.containment import MASKED, READ_ONLY, security
+from support.containment_parts import MASKED, READ_ONLY, security
 from support.racing import Racer
 
 from polypod.plugin.errors import FailedPrecondition, NotFound, PolypodError

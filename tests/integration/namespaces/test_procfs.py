@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from support.containment import security
+from support.containment_parts import security
 from support.racing import Racer
 
 from polypod.plugin.requests import Mount, Resources

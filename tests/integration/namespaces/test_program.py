@@ -6,7 +6,7 @@ import os
 from dataclasses import replace
 
 import pytest
-from support.containment import python, python_mounts
+from support.containment_parts import python, python_mounts
 
 from polypod.plugin.requests import NamespaceMode, NamespaceOptions
 

@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from support.containment import OWN_PIDS, security
+from support.containment_parts import OWN_PIDS, security
 
 from polypod.plugin.oci import Namespace, OciMount
 from polypod.plugin.requests import DnsConfig, Mount, NamespaceMode, NamespaceOptions, Resources

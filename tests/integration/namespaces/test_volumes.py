@@ -13,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from support.containment import security
+from support.containment_parts import security
 
 from polypod.plugin.oci import OciMount
 from polypod.plugin.requests import Mount, MountPropagation
