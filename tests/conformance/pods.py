@@ -169,6 +169,15 @@ class Pod:
         assert status is not None
         return Ended(status)
 
+    async def said(self, container_id: str, word: str) -> None:
+        """Wait until a word stands in a container's log."""
+        path = Path((await self._cri.container_status(container_id)).status.log_path)
+
+        async def there() -> bool:
+            return path.exists() and word in log_text(path)
+
+        await eventually(there, f"{word!r} in {path}")
+
     async def sh(self, container_id: str, script: str) -> str:
         """Run a script by ExecSync, return its output; a non-zero exit fails the test."""
         answer = await self._cri.exec_sync(container_id, ["sh", "-c", script], 60)

@@ -7,7 +7,7 @@ from datetime import datetime
 from pathlib import Path
 
 import pytest
-from conformance.pods import Pods, eventually, log_text, read_log, refused
+from conformance.pods import Pods, log_text, read_log, refused
 
 from polypod.client import CriClient, pb
 from polypod.plugin.runtime import Feature
@@ -94,7 +94,7 @@ async def test_stop_sends_the_stop_signal_first(pods: Pods, cri: CriClient):
     pod = await pods.run()
     script = "trap 'echo told; exit 7' TERM; echo ready; while true; do sleep 0.02; done"
     box = await pod.start(script)
-    await _said(cri, box, "ready")
+    await pod.said(box, "ready")
     await cri.stop_container(box, 30)
     ended = await pod.ended(box)
     assert (ended.code, ended.out) == (7, "ready\ntold\n")
@@ -103,7 +103,7 @@ async def test_stop_sends_the_stop_signal_first(pods: Pods, cri: CriClient):
 async def test_stop_kills_after_the_grace(pods: Pods, cri: CriClient):
     pod = await pods.run()
     box = await pod.start("trap '' TERM; echo ready; while true; do sleep 0.02; done")
-    await _said(cri, box, "ready")
+    await pod.said(box, "ready")
     await cri.stop_container(box, 1)
     assert (await pod.ended(box)).code == 137
 
@@ -113,7 +113,7 @@ async def test_the_requests_stop_signal_counts_and_is_reported(pods: Pods, cri: 
     script = "trap 'exit 9' USR1; echo ready; while true; do sleep 0.02; done"
     box = await pod.start(script, stop_signal=pb.SIGNAL_SIGUSR1)
     assert (await cri.container_status(box)).status.stop_signal == pb.SIGNAL_SIGUSR1
-    await _said(cri, box, "ready")
+    await pod.said(box, "ready")
     await cri.stop_container(box, 30)
     assert (await pod.ended(box)).code == 9
 
@@ -121,7 +121,7 @@ async def test_the_requests_stop_signal_counts_and_is_reported(pods: Pods, cri: 
 async def test_a_later_stop_with_less_patience_shortens_the_first(pods: Pods, cri: CriClient):
     pod = await pods.run()
     box = await pod.start("trap '' TERM; echo ready; while true; do sleep 0.02; done")
-    await _said(cri, box, "ready")
+    await pod.said(box, "ready")
     patient = asyncio.ensure_future(cri.stop_container(box, 600))
     await asyncio.sleep(0.1)
     await cri.stop_container(box, 0)
@@ -134,15 +134,6 @@ async def test_remove_kills_what_runs(pods: Pods, cri: CriClient):
     box = await pod.start("trap '' TERM; while true; do sleep 0.02; done")
     await cri.remove_container(box)
     assert await cri.list_containers() == []
-
-
-async def _said(cri: CriClient, box: str, word: str) -> None:
-    path = Path((await cri.container_status(box)).status.log_path)
-
-    async def there() -> bool:
-        return word in log_text(path)
-
-    await eventually(there, f"{word!r} in the log")
 
 
 # What a program is given
@@ -232,12 +223,12 @@ async def test_reopening_writes_into_a_new_file(pods: Pods, cri: CriClient):
     pod = await pods.run()
     box = await pod.start("while true; do echo tick; sleep 0.02; done")
     path = Path((await cri.container_status(box)).status.log_path)
-    await _said(cri, box, "tick")
+    await pod.said(box, "tick")
     old = path.with_suffix(".old")
     path.rename(old)
     await cri.reopen_log(box)
     assert path.exists()
-    await _said(cri, box, "tick")
+    await pod.said(box, "tick")
     size = old.stat().st_size
     assert log_text(old).replace("tick\n", "") == ""
     await cri.stop_container(box, 0)
@@ -248,10 +239,10 @@ async def test_reopening_makes_a_missing_file_anew(pods: Pods, cri: CriClient):
     pod = await pods.run()
     box = await pod.start("while true; do echo tick; sleep 0.02; done")
     path = Path((await cri.container_status(box)).status.log_path)
-    await _said(cri, box, "tick")
+    await pod.said(box, "tick")
     path.unlink()
     await cri.reopen_log(box)
-    await _said(cri, box, "tick")
+    await pod.said(box, "tick")
 
 
 # ExecSync

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 
 import pytest
-from conformance.pods import Pods, eventually, log_text
+from conformance.pods import Pods, eventually
 
 from polypod.client import pb
 from polypod.plugin.runtime import Feature
@@ -173,7 +173,7 @@ async def test_sysctls_hold_in_the_pod_and_not_on_the_host(pods: Pods, handler):
         assert file.read() == before
 
 
-async def test_an_init_reaps_what_containers_of_a_shared_pid_namespace_leave(pods, handler, cri):
+async def test_an_init_reaps_what_containers_of_a_shared_pid_namespace_leave(pods, handler):
     handler.needs(Feature.SHARED_PID)
     pod = await pods.run(security=security(pid=pb.POD))
     box = await pod.start("(sleep 0.1 &) ; (sleep 0.1 &) ; echo started; exec sleep 1000")
@@ -182,10 +182,5 @@ async def test_an_init_reaps_what_containers_of_a_shared_pid_namespace_leave(pod
         told = await pod.sh(box, "ps -o stat,args")
         return "sleep 0.1" not in told and "Z " not in told
 
-    path = (await cri.container_status(box)).status.log_path
-
-    async def started() -> bool:
-        return "started" in log_text(path)
-
-    await eventually(started, "its first word")
+    await pod.said(box, "started")
     await eventually(reaped, "no zombie")

@@ -209,6 +209,21 @@ async def test_a_container_that_was_cut_can_be_made_again(pods, cri, server, res
     assert [each.id for each in await cri.list_containers()] == [box]
 
 
+@pytest.mark.parametrize(
+    "point", ["container.start.logs", "container.start.created", "container.started"]
+)
+async def test_a_start_that_fails_half_way_leaves_nothing_running(pods, cri, restart, point: str):
+    await restart(failpoints=f"{point}=1*error(on purpose)->off")
+    pod = await pods.run()
+    box = await pod.create("touch /tmp/ran; exec sleep 1000")
+    with refused("UNKNOWN", "on purpose"):
+        await cri.start_container(box)
+    status = (await cri.container_status(box)).status
+    told = (status.state, status.exit_code, status.reason)
+    assert told == (pb.CONTAINER_EXITED, 128, "StartError")
+    assert (await pod.run("echo here", name="next")).out == "here\n"
+
+
 async def test_sigterm_leaves_workloads_running(pods: Pods, cri, server):
     pod = await pods.run()
     box = await pod.start()
