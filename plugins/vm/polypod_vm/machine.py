@@ -102,6 +102,7 @@ class Machine:
         self._hypervisor = hypervisor
         self._on_event = on_event
         self._on_dead = on_dead
+        self._log = places.directory / "relay.log"
         self._relay = ProcessId(f"relay-{sandbox_id}")
         self._link = RelayLink(self._event, lambda: self._died("its relay was killed"))
         self._attaching = asyncio.Lock()
@@ -122,13 +123,15 @@ class Machine:
             network = await self._start(domain, held.get("network"), boot_s)
             await self._configure(spec, network)
         except BaseException as error:
-            said = self.console_tail()
+            said = (
+                f"console: {self.console_tail() or 'empty'}; relay: {_tail(self._log) or 'empty'}"
+            )
             await asyncio.shield(self.end())
             await asyncio.shield(self.remove())
             if isinstance(error, (TimeoutError, PolypodError, OSError)):
                 raise BackendError(
                     f"sandbox {self.id}: its VM did not come up: {str(error) or f'no answer in {boot_s:g} s'}; "
-                    f"end of its console: {said or 'empty'}"
+                    f"the end of its {said}"
                 ) from error
             raise
 
@@ -178,11 +181,12 @@ class Machine:
 
     async def _start_relay(self, network: int | None) -> None:
         flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
-        log = os.open(self._places.directory / "relay.log", flags, 0o600)
+        log = os.open(self._log, flags, 0o600)
         try:
             source = "" if network is None else "fd:1"
             # Never on the host's own network: its eth0 would become the guest's.
-            words = [".", *(["--splice"] if source else [])]
+            host = str(os.stat("/proc/self/ns/net").st_ino)
+            words = [".", *([host] if source else [])]
             where = str(self._places.directory)
             plan = child.plan("relay", *words, log="fd:0", network=source, directory=where)
             fds = [log] if network is None else [log, network]
@@ -251,10 +255,7 @@ class Machine:
 
     def console_tail(self) -> str:
         """Return the end of what the guest has written to its console."""
-        try:
-            return self._places.console.read_text(errors="replace").strip()[-_CONSOLE_TAIL:]
-        except OSError:
-            return ""
+        return _tail(self._places.console)
 
     def _event(self, message: Message) -> None:
         if message["event"] == "gone":
@@ -303,6 +304,13 @@ class Machine:
     def close(self) -> None:
         """Disconnect; it runs on."""
         self._link.close()
+
+
+def _tail(path: Path) -> str:
+    try:
+        return path.read_text(errors="replace").strip()[-_CONSOLE_TAIL:]
+    except OSError:
+        return ""
 
 
 def read_note(path: Path) -> tuple[SandboxId, Note] | None:

@@ -39,9 +39,9 @@ _REQUEST_MAX = 12 * 1024 * 1024
 class Relay:
     """See the module's description."""
 
-    def __init__(self, directory: str, *, splice: bool) -> None:
+    def __init__(self, directory: str, host: str) -> None:
         self.loop = Loop(self.handle)
-        self.splice = Splice(join=splice)
+        self.splice = Splice(host)
         self.link: Link | None = None
         self.gone = ""
         self.greeted: Message | None = None
@@ -307,10 +307,14 @@ def _request(message: Message, fds: list[int]) -> Message:
 
 
 def main(arguments: list[str]) -> None:
-    """Become the relay of a VM: ``relay DIRECTORY [--splice]``, the latter in a pod's own network only."""
+    """Become the relay of a VM: ``relay DIRECTORY [HOST]``.
+
+    HOST is the inode of the host's network namespace; with it the pod's interface is spliced.
+    """
     process.set_name("polypod-relay")
     process.set_not_dumpable()
-    Relay(arguments[0], splice="--splice" in arguments[1:]).run()
+    directory, host = (*arguments, "")[:2]
+    Relay(directory, host).run()
 
 
 if __name__ == "__main__":

@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 _INTERFACE = "eth0"
 """What CRI networks call a pod's interface."""
 _TAP = "polypodtap0"
-_OURS, _FIRST = "/proc/self/ns/net", "/proc/1/ns/net"
 _TUNSETIFF = 0x400454CA
 _IFF_TAP, _IFF_NO_PI, _IFF_VNET_HDR = 0x2, 0x1000, 0x4000
 
@@ -31,16 +30,16 @@ _IFF_TAP, _IFF_NO_PI, _IFF_VNET_HDR = 0x2, 0x1000, 0x4000
 class Splice:
     """What is there at the start; without an interface there is nothing to join.
 
-    With ``join`` False nothing is even looked at: the network may be the host's own.
+    Without ``host`` nothing is even looked at: the network may be the host's own.
     """
 
-    def __init__(self, *, join: bool) -> None:
+    def __init__(self, host: str) -> None:
         self.tap = -1
         self.facts: dict[str, Any] = {"mac": "", "mtu": 0, "addresses": [], "routes": []}
-        if not join:
+        if not host:
             return
-        if os.path.samestat(os.stat(_OURS), os.stat(_FIRST)):
-            text = "this is the network of the host's first process: its interface is not taken"
+        if os.stat("/proc/self/ns/net").st_ino == int(host):
+            text = "this is the host's own network: its interface is not taken"
             raise PermissionError(errno.EPERM, text)
         netlink = Netlink()
         try:
