@@ -34,11 +34,15 @@ class ImageService(rpc.ImageServiceServicer):
     async def ImageStatus(
         self, request: pb.ImageStatusRequest, context: Context
     ) -> pb.ImageStatusResponse:
-        image = await self._heart.image_status(decode.image_reference(request))
-        if image is None:
-            return pb.ImageStatusResponse()
-        facts = dataclasses.asdict(image) if request.verbose else {}
-        return pb.ImageStatusResponse(image=encode.image(image), info=encode.info(facts))
+        reference = decode.image_reference(request)
+        image = await self._heart.image_status(reference)
+        facts = dataclasses.asdict(image) if request.verbose and image is not None else {}
+        # CRI has no word for progress; what is verbose may say anything.
+        steps = self._heart.pull_progress(reference) if request.verbose else ()
+        if steps:
+            facts["pull"] = [dataclasses.asdict(each) for each in steps]
+        found = encode.image(image) if image is not None else None
+        return pb.ImageStatusResponse(image=found, info=encode.info(facts))
 
     @override
     async def PullImage(

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import getpass
-import sys
 import tarfile
 from pathlib import Path
 
+from polypod.cli import pulling
 from polypod.cli.command import (
     Command,
     Usage,
@@ -19,10 +18,10 @@ from polypod.cli.command import (
 )
 from polypod.cli.extensions import command_types
 from polypod.cli.pods import size
-from polypod.client import CriClient, as_dict, pb
+from polypod.client import CriClient, as_dict
 
-_FROM_HOST = "image-from-host"
-"""The command that an image plugin offers under this name appears as ``image from-host``."""
+_OFFERED = "image-"
+"""What a plugin offers as ``image-NAME`` appears as ``image NAME``."""
 
 
 def images(args: argparse.Namespace) -> int:
@@ -37,21 +36,6 @@ def images(args: argparse.Namespace) -> int:
         for name in (image.repo_tags or image.repo_digests or ["-"])
     ]
     table(("NAME", "ID", "SIZE"), rows)
-    return 0
-
-
-def pull(args: argparse.Namespace) -> int:
-    """Pull images."""
-    auth = None
-    if args.username:
-        password = sys.stdin.readline().rstrip("\n") if args.password_stdin else getpass.getpass()
-        auth = pb.AuthConfig(username=args.username, password=password)
-
-    async def work(cri: CriClient) -> list[str]:
-        return [await cri.pull_image(reference, auth) for reference in args.references]
-
-    ids = with_client(args, work)
-    emit_json(ids) if args.json else emit("\n".join(ids))
     return 0
 
 
@@ -119,9 +103,9 @@ def _image_arguments(parser: argparse.ArgumentParser) -> None:
         Command("rm", "remove images with all their names", _references, remove),
         Command("inspect", "print all that is known of one image", _reference, inspect),
         *(
-            Command("from-host", found.summary, found.configure, found.run)
+            Command(found.name.removeprefix(_OFFERED), found.summary, found.configure, found.run)
             for found in command_types()
-            if found.name == _FROM_HOST
+            if found.name.startswith(_OFFERED)
         ),
     ):
         command.add_to(sub)
@@ -146,13 +130,6 @@ def _reference(parser: argparse.ArgumentParser) -> None:
     json_flag(parser)
 
 
-def _pull_arguments(parser: argparse.ArgumentParser) -> None:
-    _references(parser)
-    parser.add_argument("--username", "-u", help="the password is asked for, or read with the next")
-    parser.add_argument("--password-stdin", action="store_true", help="read it from stdin")
-    json_flag(parser)
-
-
 COMMANDS = (
     Command(
         "images",
@@ -169,7 +146,5 @@ COMMANDS = (
         "  polypod image from-host /bin/busybox --applets --load\n"
         "  polypod image load ./layout\n  polypod image rm localhost/demo:latest",
     ),
-    Command(
-        "pull", "bring images into the store", _pull_arguments, pull, "  polypod pull oci:/img"
-    ),
+    pulling.COMMAND,
 )

@@ -33,7 +33,7 @@ from polypod.lifecycle.views import (
 )
 from polypod.plugin.errors import FailedPrecondition, NotFound, Unavailable
 from polypod.plugin.ids import ContainerId, SandboxId
-from polypod.plugin.images import FilesystemUsage, Image
+from polypod.plugin.images import FilesystemUsage, Image, PullProgress
 from polypod.plugin.requests import Auth, ContainerConfig, SandboxConfig
 
 
@@ -209,6 +209,10 @@ class Core:
         """PullImage."""
         self._require_ready()
         return await self._images.pull(reference, auth)
+
+    def pull_progress(self, reference: str, /) -> Sequence[PullProgress]:
+        """Return how far a pull that is under way has come; empty if there is none."""
+        return self._images.progress(reference)
 
     async def remove_image(self, reference: str, /) -> None:
         """RemoveImage: all names of the image; unknown ones succeed."""

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from polypod.lifecycle.heart import Heart
 from polypod.plugin.errors import InvalidArgument
 from polypod.plugin.ids import ImageId
-from polypod.plugin.images import FilesystemUsage, Image, ImageStore
+from polypod.plugin.images import FilesystemUsage, Image, ImageStore, PullProgress
 from polypod.plugin.requests import Auth
 
 
@@ -16,6 +16,7 @@ class Images:
 
     def __init__(self, heart: Heart) -> None:
         self._heart = heart
+        self._pulling: dict[str, dict[str, PullProgress]] = {}
 
     async def list(self, reference: str) -> Sequence[Image]:
         """Return all images, or the one that the reference names; one entry per id."""
@@ -51,7 +52,21 @@ class Images:
             raise InvalidArgument("image.image must not be empty")
         store = self._heart.parts.image_store
         key = ("pull", reference, auth)
-        return await self._heart.joins.share(key, lambda: store.pull(reference, auth=auth))
+
+        async def work() -> Image:
+            steps = self._pulling.setdefault(reference, {})
+            try:
+                return await store.pull(
+                    reference, auth=auth, progress=lambda step: steps.update({step.what: step})
+                )
+            finally:
+                self._pulling.pop(reference, None)
+
+        return await self._heart.joins.share(key, work)
+
+    def progress(self, reference: str) -> Sequence[PullProgress]:
+        """Return how far a pull under this very reference is: the last step of each part."""
+        return list(self._pulling.get(reference, {}).values())
 
     async def remove(self, reference: str) -> None:
         """Remove an image with all its names from every store; an unknown one counts as removed.

@@ -1,4 +1,4 @@
-"""The entry point: offers the store ``content`` and the command ``image from-host``."""
+"""The entry point: offers the store ``content``, ``image from-host`` and ``image explain``."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from polypod.plugin import (
 
 
 class ImagePlugin(Hooks):
-    """Offers ``content`` and ``image-from-host``."""
+    """Offers ``content``, ``image-from-host`` and ``image-explain``."""
 
     @override
     @hookimpl
@@ -38,15 +38,22 @@ class ImagePlugin(Hooks):
     @override
     @hookimpl
     def polypod_commands(self) -> Sequence[CommandType]:
-        """Offer ``polypod image from-host``."""
-        from polypod_image.from_host import configure, run
+        """Offer ``polypod image from-host`` and ``polypod image explain``."""
+        from polypod_image import from_host
+        from polypod_image.registry import command
 
         return (
             CommandType(
                 name="image-from-host",
                 summary="build a small image of programs of this host and their libraries",
-                configure=configure,
-                run=run,
+                configure=from_host.configure,
+                run=from_host.run,
+            ),
+            CommandType(
+                name="image-explain",
+                summary="tell every endpoint that a pull would ask, and what each would see",
+                configure=command.configure,
+                run=command.run,
             ),
         )
 

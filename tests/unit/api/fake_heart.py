@@ -5,7 +5,7 @@ from pathlib import Path
 from polypod.lifecycle import views
 from polypod.plugin import requests as r
 from polypod.plugin.errors import NotFound
-from polypod.plugin.images import FilesystemUsage, Image, ImageConfig
+from polypod.plugin.images import FilesystemUsage, Image, ImageConfig, PullProgress
 from polypod.plugin.runtime import Feature
 
 SANDBOX = views.SandboxView(
@@ -139,6 +139,10 @@ class FakeHeart:
     async def pull_image(self, reference, auth):
         self._note("pull_image", reference, auth)
         return IMAGE
+
+    def pull_progress(self, reference):
+        self._note("pull_progress", reference)
+        return [PullProgress("layer", "downloading", 1, 2)] if reference == "coming:1" else []
 
     async def remove_image(self, reference):
         self._note("remove_image", reference)

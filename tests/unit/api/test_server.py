@@ -2,6 +2,7 @@
 
 import errno
 import importlib.util
+import json
 import stat
 import sys
 from pathlib import Path
@@ -107,6 +108,15 @@ async def test_unknown_counters_are_absent(wire):
     assert not stats.HasField("cpu")
     assert not stats.HasField("memory")
     assert not stats.HasField("writable_layer")
+
+
+async def test_a_pull_tells_how_far_it_is_to_verbose_status_alone(wire):
+    cri = wire[1]
+    answer = await cri.image_status("coming:1", verbose=True)
+    assert not answer.HasField("image")
+    (step,) = json.loads(answer.info["info"])["pull"]
+    assert (step["what"], step["done_bytes"], step["total_bytes"]) == ("layer", 1, 2)
+    assert not (await cri.image_status("coming:1")).info
 
 
 async def test_images(wire):

@@ -22,7 +22,7 @@ from __future__ import annotations
 import re
 import tomllib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final
 from urllib.parse import urlsplit
@@ -66,7 +66,7 @@ class Endpoint:
     namespace: str
     """The registry's host as references name it."""
     mirror: bool
-    """Not the registry itself: gets ``?ns=`` and no credentials."""
+    """Neither the registry itself nor the ``server`` of its own file: gets no credentials."""
     capabilities: frozenset[str] = _CAPABILITIES
     tls: Tls = field(default_factory=Tls)
     headers: tuple[tuple[str, str], ...] = field(default=(), repr=False)
@@ -74,7 +74,13 @@ class Endpoint:
 
     def url(self, path: str) -> str:
         """Return the URL of a path below ``/v2/``."""
-        return f"{self.base}/{path}" + (f"?ns={self.namespace}" if self.mirror else "")
+        return f"{self.base}/{path}" + ("" if self.is_itself else f"?ns={self.namespace}")
+
+    @property
+    def is_itself(self) -> bool:
+        """Return whether it is the host that references name; any other is told by ``?ns=`` whose it serves."""
+        host = HUB_SERVER if self.namespace == DOCKER_HUB else self.namespace
+        return origin_of(f"{self.origin.scheme}://{host}") == self.origin
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,21 +189,19 @@ def _endpoint(
     path = parts.path.rstrip("/")
     if not _flag(values, "override_path", what) and not path.endswith("/v2"):
         path += "/v2"
-    return Endpoint(
+    # The server of _default serves all the world: it is nobody's own.
+    own = own and file.parent.name != _DEFAULT
+    found = Endpoint(
         base=f"{origin}{path}",
         origin=origin,
         namespace=namespace,
-        mirror=not own and not _is_itself(origin, namespace),
+        mirror=not own,
         capabilities=_capabilities(values, what),
         tls=_tls(values, what, file.parent),
         headers=_headers(values, what),
         dial_timeout_s=_duration(values, what),
     )
-
-
-def _is_itself(origin: Origin, namespace: str) -> bool:
-    host = HUB_SERVER if namespace == DOCKER_HUB else namespace
-    return origin.authority == host.lower()
+    return replace(found, mirror=found.mirror and not found.is_itself)
 
 
 def _capabilities(values: Mapping[str, object], what: str) -> frozenset[str]:

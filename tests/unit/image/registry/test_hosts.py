@@ -101,6 +101,21 @@ def test_a_mirror_that_is_the_registry_is_asked_once_and_is_none(tmp_path):
     assert not endpoint.mirror
 
 
+def test_a_server_that_is_not_the_named_host_is_told_whom_it_serves(tmp_path):
+    write(tmp_path, "r.example", 'server = "http://10.0.0.1:5000"\n')
+    (own,) = plan(tmp_path, "r.example").endpoints
+    assert not own.mirror
+    assert own.url("x").endswith("/x?ns=r.example")
+
+
+def test_the_server_of_default_is_nobodys_own(tmp_path):
+    write(tmp_path, "_default", 'server = "http://10.0.0.1:5000"\n')
+    (shared,) = plan(tmp_path, "r.example").endpoints
+    assert shared.mirror
+    (own,) = plan(tmp_path, "10.0.0.1:5000").endpoints
+    assert not own.mirror
+
+
 def test_a_directory_of_certificates_alone(tmp_path):
     place = tmp_path / "r.example"
     place.mkdir()
