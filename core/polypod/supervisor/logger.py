@@ -98,10 +98,15 @@ class Logger:
             return
         if not self.store.listen():
             self._keeper_left()
-            return
-        for key in sorted(key for key in self.store.spares if key.startswith(_PREFIX)):
-            meta, fds = self.store.spares.pop(key)
-            if key[len(_PREFIX) :].removesuffix(_PTY) in self.containers:
+        else:
+            self._take_news(self.store)
+
+    def _take_news(self, store: Store) -> None:
+        """Containers of which the keeper told us while we waited for it, or just now."""
+        known = set(self.containers)
+        for key in sorted(key for key in store.spares if key.startswith(_PREFIX)):
+            meta, fds = store.spares.pop(key)
+            if key[len(_PREFIX) :].removesuffix(_PTY) in known:
                 channel.close_all(fds)
             else:
                 self._take(key, meta, fds, restarted=True)
@@ -187,6 +192,7 @@ class Logger:
                 channel.close_all(fds)
             else:
                 self._take(key, meta, fds, restarted=restarted)
+        self._take_news(self.store)
 
     def _take(self, key: str, meta: dict[str, object], fds: list[int], *, restarted: bool) -> None:
         name = key[len(_PREFIX) :]

@@ -7,6 +7,7 @@ of the three can die at once and the third one brings everything back.
 from __future__ import annotations
 
 import os
+import select
 
 from polypod.plan import channel
 from polypod.supervisor.server import note
@@ -109,8 +110,13 @@ class Store:
         self.fetch(_NOTHING)
 
     def listen(self) -> bool:
-        """Take one message of the keeper; waits for it. False: the keeper has left."""
-        return self._receive() is not None
+        """Take one message of the keeper if one is there. False: the keeper has left.
+
+        What made the loop call us may have been taken meanwhile, by a request that waited.
+        """
+        poll = select.poll()
+        poll.register(self.sock, select.POLLIN)
+        return not poll.poll(0) or self._receive() is not None
 
     def hand_over_spares(self, other: Store) -> None:
         """Give what we guard to another keeper; it stays with us, too, until we have left."""
