@@ -27,6 +27,11 @@ class Chain:
     def __init__(self, plugins: Plugins) -> None:
         self._plugins = plugins
 
+    def find_plugins(self, network: NetworkList) -> None:
+        """Raise BackendError, naming the first, unless all plugins of a network are there."""
+        for plugin in network.plugins:
+            self._plugins.find(network.name, str(plugin["type"]))
+
     async def add(self, note: Note) -> Mapping[str, object]:
         """Attach; return the last plugin's result. What a failure leaves is `delete`'s.
 
@@ -81,8 +86,7 @@ class Chain:
         Raises:
             PolypodError: they cannot; the text says why.
         """
-        for plugin in network.plugins:
-            self._plugins.find(network.name, str(plugin["type"]))
+        self.find_plugins(network)
         if not network.at_least("1.1.0"):
             return
         for plugin in network.plugins:

@@ -69,9 +69,11 @@ class CniNetwork:
         found = await self._still_there(request)
         if found is not None:
             return found
+        network = self._configurations.current()
+        self._chain.find_plugins(network)
         note = Note(
             sandbox_id=request.sandbox_id,
-            network=self._configurations.current(),
+            network=network,
             interface=INTERFACE,
             netns=str(request.path),
             arguments=arguments.cni_args(request),
