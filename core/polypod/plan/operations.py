@@ -413,6 +413,13 @@ OPERATIONS: dict[str, type[Operation]] = {
 }
 
 
+def _read_operation(item: list[object]) -> Operation:
+    if len(item) != 2 or not isinstance(item[1], dict):
+        text = f"launch plan: an operation is a name and its fields, not {str(item)[:80]}"
+        raise ValueError(text)
+    return OPERATIONS[str(item[0])].from_wire(item[1])
+
+
 class Plan:
     """What becomes of a new process.
 
@@ -451,10 +458,7 @@ class Plan:
         try:
             flags = int(wire["flags"])  # type: ignore[index]
             pid_namespace = str(wire["pid_namespace"])  # type: ignore[index]
-            operations = [
-                OPERATIONS[name].from_wire(fields)
-                for name, fields in wire["operations"]  # type: ignore[index]
-            ]
+            operations = [_read_operation(item) for item in wire["operations"]]  # type: ignore[index]
         except (KeyError, TypeError, AttributeError) as error:
             text = f"launch plan: not in its wire form ({error!r})"
             raise ValueError(text) from error
