@@ -8,7 +8,6 @@ import shutil
 import signal as signals
 import time
 from collections.abc import AsyncIterator, Coroutine, Mapping, Sequence
-from dataclasses import dataclass, fields
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
@@ -26,7 +25,6 @@ from polypod.plugin import (
     ExecSpec,
     ExitStatus,
     Inventory,
-    NamespaceMode,
     NotFound,
     PolypodError,
     Resources,
@@ -41,6 +39,7 @@ from polypod_vm import guests, launching
 from polypod_vm.domain import Domain
 from polypod_vm.guests import Guests
 from polypod_vm.hypervisor import Hypervisor
+from polypod_vm.inventory import Container, exit_status, restored, usage, uuid_of
 from polypod_vm.link import Message
 from polypod_vm.machine import Machine, Places, domain_name, read_note
 from polypod_vm.options import VmOptions, parse
@@ -51,7 +50,6 @@ _log = logging.getLogger(__name__)
 _EXITS_S: Final = 15.0
 _NOT_EXECUTED: Final = 127
 """What shells answer for a program that could not be executed."""
-_USAGE: Final = frozenset(item.name for item in fields(ContainerUsage))
 
 
 async def open_backend(context: RuntimeContext) -> VmBackend:
@@ -63,26 +61,6 @@ async def open_backend(context: RuntimeContext) -> VmBackend:
     backend = VmBackend(context, parse(context.handler, context.options))
     await backend.restore()
     return backend
-
-
-@dataclass(slots=True)
-class Container:
-    """What is known of one container."""
-
-    id: ContainerId
-    sandbox_id: SandboxId
-    pid_mode: NamespaceMode
-    started: bool = False
-    exit: ExitStatus | None = None
-    oom_killed: bool = False
-
-    def status(self) -> BackendStatus:
-        """Return the contract's view; a guest's pids mean nothing on the host."""
-        if self.exit is not None:
-            state = BackendState.STOPPED
-        else:
-            state = BackendState.RUNNING if self.started else BackendState.CREATED
-        return BackendStatus(self.id, self.sandbox_id, state, None, self.exit, self.oom_killed)
 
 
 class VmBackend:
@@ -152,7 +130,7 @@ class VmBackend:
         image, places = await self._guests.image(), self._places(sandbox_id)
         return Domain(
             name=domain_name(sandbox_id),
-            uuid=_uuid(sandbox_id),
+            uuid=uuid_of(sandbox_id),
             accel=accel,
             memory_mib=memory,
             vcpus=vcpus,
@@ -358,7 +336,7 @@ class VmBackend:
             answer = await machine.call({"op": "stats", "processes": ids})
         except Unavailable:
             return {}
-        return {name: _usage(answer[name]) for name in ids if name in answer}
+        return {name: usage(answer[name]) for name in ids if name in answer}
 
     # What the guests tell
 
@@ -370,11 +348,11 @@ class VmBackend:
         session = self._execs.get(name)
         if session is not None and session.machine.id == sandbox_id:
             del self._execs[name]
-            session.ended(_exit_status(message))
+            session.ended(exit_status(message))
             return
         container = self._containers.get(ContainerId(name))
         if container is not None and container.sandbox_id == sandbox_id:
-            self._note_exit(container, _exit_status(message), oom_killed=bool(message["oom"]))
+            self._note_exit(container, exit_status(message), oom_killed=bool(message["oom"]))
 
     def _note_exit(self, container: Container, status: ExitStatus, *, oom_killed: bool) -> None:
         if container.exit is not None:
@@ -451,7 +429,9 @@ class VmBackend:
                 self._behind(self._discard(machine, name))
                 continue
             if name in machine.note.containers:
-                self._containers[ContainerId(name)] = _restored(machine, name, row)
+                self._containers[ContainerId(name)] = restored(
+                    machine.id, machine.note.pid_mode, name, row
+                )
 
     async def _discard(self, machine: Machine, name: str) -> None:
         try:
@@ -492,34 +472,3 @@ class VmBackend:
         if machine.dead:
             raise BackendError(f"sandbox {sandbox_id}: its VM is gone: {machine.dead}")
         return machine
-
-
-def _restored(machine: Machine, name: str, row: Mapping[str, Any]) -> Container:
-    record = row["exit"]
-    return Container(
-        ContainerId(name),
-        machine.id,
-        NamespaceMode(machine.note.pid_mode),
-        started=bool(row["started"]),
-        exit=_exit_status(record) if record is not None else None,
-        oom_killed=bool(row["oom"]),
-    )
-
-
-def _usage(row: Mapping[str, Any]) -> ContainerUsage:
-    return ContainerUsage(**{key: row[key] for key in row if key in _USAGE and _counts(row[key])})
-
-
-def _counts(value: object) -> bool:
-    return value is None or type(value) is int
-
-
-def _exit_status(record: Mapping[str, Any]) -> ExitStatus:
-    code = record.get("code")
-    at = int(record.get("at") or 0) or time.time_ns()
-    return ExitStatus(None if code is None else int(code), int(record.get("signal") or 0), at)
-
-
-def _uuid(sandbox_id: SandboxId) -> str:
-    text = sandbox_id[:32]
-    return "-".join((text[:8], text[8:12], text[12:16], text[16:20], text[20:32]))

@@ -18,6 +18,7 @@ from polypod_vm_child import guest_roots as roots
 from polypod_vm_child.frames import Link
 from polypod_vm_child.guest_launch import Opened, Refused, open_streams, resolve
 from polypod_vm_child.guest_peers import Peers
+from polypod_vm_child.guest_process import Farewell, Process
 from polypod_vm_child.streams import Sink, Source
 
 TYPE_CHECKING = False
@@ -32,44 +33,6 @@ _SANDBOX = "pod"
 _POD_CGROUP = "/pod"
 _OPENS_AGAIN_S = 0.02
 _DRAINS_S = 5.0
-
-
-class Process:
-    """One launched process: a container's first one, or an exec."""
-
-    __slots__ = (
-        "cgroup",
-        "exit",
-        "group",
-        "kind",
-        "oom",
-        "own_pids",
-        "pid",
-        "pidfd",
-        "started",
-        "streams",
-    )
-
-    def __init__(self, kind: str, cgroup: str, *, own_pids: bool) -> None:
-        self.kind = kind
-        self.cgroup = cgroup
-        self.own_pids = own_pids
-        self.pid = 0
-        self.pidfd = -1
-        self.started = False
-        self.streams: list[int] = []
-        self.exit: Message | None = None
-        self.oom = False
-
-    def describe(self) -> Message:
-        """Return what a new daemon has to know."""
-        return {
-            "kind": self.kind,
-            "pid": self.pid,
-            "started": self.started,
-            "exit": self.exit,
-            "oom": self.oom,
-        }
 
 
 class Bridge:
@@ -427,30 +390,12 @@ class Bridge:
         if process.kind == "container" and not process.own_pids:
             self.cgroups.kill(process.cgroup, signal.SIGKILL)
         process.oom = record.get("code") != 0 and self._oom_kills(process.cgroup) > 0
-        waits = [self.sources[each] for each in process.streams if each in self.sources]
         event = {"event": "exit", "process": name, "oom": process.oom, **record}
         event["streams"] = process.streams
-        told = [False]
-
-        def tell() -> None:
-            waits[:] = [] if told[0] else waits
-            if not told[0]:
-                told[0] = True
-                self.link.send(event)
-
-        left = [len(waits)]
-
-        def one_done() -> None:
-            left[0] -= 1
-            if left[0] <= 0:
-                tell()
-
-        if not waits:
-            tell()
-        for source in list(waits):
-            source.when_sent(one_done)
+        sources = [self.sources[each] for each in process.streams if each in self.sources]
+        farewell = Farewell(sources, lambda: self.link.send(event))
         # One that nobody reads on the host must not hide the exit.
-        self.after(_DRAINS_S, tell)
+        self.after(_DRAINS_S, farewell.now)
 
     def _oom_kills(self, path: str) -> int:
         names = [path, *(f"{path}/{name}" for name in self.cgroups.children(path))]
