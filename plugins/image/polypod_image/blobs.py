@@ -102,7 +102,10 @@ class Blobs:
         found: dict[Digest, int] = {}
         for directory in self._places.blobs.iterdir():
             for each in directory.iterdir():
-                status = each.lstat()
+                try:
+                    status = each.lstat()
+                except FileNotFoundError:  # removed while we walk
+                    continue
                 if stat.S_ISREG(status.st_mode):
                     found[Digest(f"{directory.name}:{each.name}")] = status.st_size
         return found

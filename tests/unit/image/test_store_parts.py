@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+from pathlib import Path
 
 import pytest
 
@@ -140,6 +141,21 @@ def test_sha512_blobs(places):
     digest = "sha512:" + hashlib.sha512(b"x").hexdigest()
     with Pins().lease() as lease:
         Blobs(places, 0).put(lease, pieces(b"x"), digest, 1)
+    assert Blobs(places, 0).sizes() == {digest: 1}
+
+
+def test_sizes_go_on_when_a_blob_is_removed_meanwhile(places, monkeypatch):
+    digest = digest_of(b"x")
+    with Pins().lease() as lease:
+        Blobs(places, 0).put(lease, pieces(b"x"), digest, 1)
+    walk = Path.iterdir
+
+    def with_one_that_is_gone(directory):
+        if directory != places.blobs:
+            yield directory / ("0" * 64)
+        yield from walk(directory)
+
+    monkeypatch.setattr(Path, "iterdir", with_one_that_is_gone)
     assert Blobs(places, 0).sizes() == {digest: 1}
 
 
