@@ -40,6 +40,7 @@ class ProcessHost:
         self.supervisor.connect(self._supervisor, self.keeper)
         self.logs = LogService(self.keeper, self.logger)
         self._watch: asyncio.Task[None] | None = None
+        self._ending = False
 
     @classmethod
     async def open(cls, state: Path) -> ProcessHost:
@@ -71,6 +72,10 @@ class ProcessHost:
 
     async def shutdown(self) -> None:
         """End the three processes; what they launched should be gone before, else it runs on alone."""
+        # From here on a keeper that is gone is what was asked for.
+        self._ending = True
+        if self._watch is not None:
+            self._watch.cancel()
         with contextlib.suppress(Unavailable, TimeoutError):
             async with asyncio.timeout(_ENDS_S):
                 await self.keeper.request("shutdown")
@@ -85,7 +90,7 @@ class ProcessHost:
         self.supervisor.close()
 
     def _keeper_lost(self) -> None:
-        if self._watch is None or self._watch.done():
+        if not self._ending and (self._watch is None or self._watch.done()):
             self._watch = asyncio.ensure_future(self._have_keeper())
 
     async def _have_keeper(self) -> None:
