@@ -35,6 +35,7 @@ from polypod.spec.devices import DEFAULT_DEVICES
 from polypod.spec.mount_options import RDONLY, parse_mount_options, parse_propagation
 from polypod.spec.paths import container_path
 from polypod.spec.seccomp import compile_filter, filter_flags
+from polypod.spec.sysctls import checked_sysctls
 
 # linux/sched.h
 _CLONE: Final = {
@@ -50,6 +51,7 @@ _JOINED_FIRST: Final = ("network", "ipc", "uts", "cgroup")
 _BIT: Final = {name: 1 << number for number, name in enumerate(ALL_CAPABILITIES)}
 _NO_CAPABILITIES: Final = CapabilitySets()
 _UMASK: Final = 0o022
+_UTS_SYSCTLS: Final = frozenset(["kernel.domainname", "kernel.hostname"])
 _DEV_LINKS: Final = (
     ("/dev/fd", "/proc/self/fd"),
     ("/dev/stdin", "/proc/self/fd/0"),
@@ -209,7 +211,19 @@ def _own_namespaces(config: OciConfig, made: list[str]) -> Iterator[Operation]:
     if (config.hostname or config.domainname) and "uts" in made:
         yield op.SetHostname(hostname=config.hostname, domainname=config.domainname)
     if config.linux.sysctl:
-        yield op.SetSysctls(values=dict(config.linux.sysctl))
+        yield op.SetSysctls(values=_sysctls(config.linux))
+
+
+def _sysctls(linux: Linux) -> dict[str, str]:
+    """E9: a parameter that belongs to no namespace which the config makes or joins is the host's."""
+    kinds = {item.type for item in linux.namespaces}
+    own = any(item.type == "uts" and not item.path for item in linux.namespaces)
+    return checked_sysctls(
+        linux.sysctl,
+        host_network="network" not in kinds,
+        host_ipc="ipc" not in kinds,
+        extra_allowed=_UTS_SYSCTLS if own else frozenset(),
+    )
 
 
 def _oom_score(process: Process) -> Iterator[Operation]:

@@ -96,6 +96,31 @@ async def test_e9_sysctl_that_the_kernel_does_not_have_leaves_nothing(bench):
     assert await bench.host.supervisor.list_namespaces() == []
 
 
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [
+        ("", "kernel.core_pattern"),
+        ("", "kernel.domainname"),
+        ("", "kernel/../kernel/core_pattern"),
+        ("network", "net.ipv4.ip_forward"),
+        ("ipc", "kernel.shmmax"),
+    ],
+)
+async def test_e9_sysctl_of_an_adjusted_config_that_is_the_hosts(pod, kind, name):
+    """Whoever wrote the config: without the namespace it would be the host's parameter."""
+
+    def adjusted(config):
+        kept = tuple(item for item in config.linux.namespaces if item.type != kind)
+        return replace(config, linux=replace(config.linux, namespaces=kept, sysctl={name: "1"}))
+
+    place = Path("/proc/sys", *name.replace("/", ".").split(".")) if "/" not in name else None
+    before = place.read_text() if place else ""
+    result = await pod.run("echo ran", adjust=adjusted)
+    assert result.kind == "InvalidArgument"
+    assert "sysctls" in result.error
+    assert place is None or place.read_text() == before
+
+
 # E14, E15
 
 

@@ -148,7 +148,7 @@ def _descriptors(pid: int) -> int:
 
 
 def _broken(config):
-    return replace(config, linux=replace(config.linux, sysctl={"kernel.no_such_thing": "1"}))
+    return replace(config, linux=replace(config.linux, sysctl={"net.ipv4.no_such_thing": "1"}))
 
 
 def _refused(config):

@@ -232,8 +232,9 @@ async def test_e4_terminal_multiplexer_is_looked_at_before_it_is_opened(pod, dec
             (pts / "ptmx").write_text("")
     async with asyncio.timeout(10):
         result = await pod.run("tty", tty=True, mounts=(Mount("/dev/pts", str(pts)),))
-    assert result.error
-    assert "terminal" in result.error
+    # It was not even opened: opening alone may do something.
+    wanted = "No such file" if kind == "missing" else "is not the terminal multiplexer"
+    assert wanted in result.error
     assert decoy.unchanged()
 
 

@@ -76,7 +76,7 @@ _BAD_SECCOMP = Seccomp("SCMP_ACT_ALLOW", syscalls=(SeccompRule(("mkdir",), "SCMP
         _with_mount(OciMount("/x", "no-such-fs", "x")),
         _with_mount(OciMount("/x", "tmpfs", "tmpfs", ("no-such-option=1",))),
         _with_mount(OciMount("/x", "bind", "/no/such/place", ("rbind",))),
-        _with_linux(sysctl={"kernel.no_such_thing": "1"}),
+        _with_linux(sysctl={"net.ipv4.no_such_thing": "1"}),
     ],
     ids=[
         "apparmor",
@@ -156,7 +156,7 @@ async def test_e23_hooks_of_an_adjusted_config(pod):
 
 
 async def test_e23_failed_launch_leaves_no_process_and_no_exit(bench, pod):
-    for adjust in (_with_linux(sysctl={"kernel.no_such_thing": "1"}), _with_namespace("user")):
+    for adjust in (_with_linux(sysctl={"net.ipv4.no_such_thing": "1"}), _with_namespace("user")):
         await pod.run("echo ran", adjust=adjust)
     assert await bench.host.supervisor.processes() == []
 
