@@ -4,21 +4,25 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import json
 import os
+import shutil
 import socket
 import subprocess
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from polypod.boot.namespace_paths import NamespacePaths
 from polypod.plugin.ids import SandboxId, new_id
-from polypod.plugin.network import AttachRequest, Network
+from polypod.plugin.network import AttachRequest, Network, NetworkContext
 from polypod.plugin.requests import PodMetadata, PortMapping
+from polypod_network.cni.network import CniNetwork
 
 T = TypeVar("T")
 CNI_BIN_DIRS = ("/opt/cni/bin", "/usr/lib/cni")
+_SCRIPT = Path(__file__).with_name("cni_plugin.sh")
 _CLONE_NEWNET = 0x40000000
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -148,3 +152,82 @@ class Subject:
 def with_paths(network: Network, directory: Path) -> NamespacePaths:
     """Wrap a network that wants paths as core does, with the paths below a test's directory."""
     return NamespacePaths(network, directory / "markers", directory / "netns")
+
+
+class Cni:
+    """A directory of configurations, plugins of ours, and the network that is made of them."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.conf = path / "net.d"
+        self.bin = path / "bin"
+        self.ipam = path / "ipam"
+        self.conf.mkdir()
+        self.bin.mkdir()
+        self.timeout_s = 20.0
+        self.inner: CniNetwork
+        self._opened: list[NamespacePaths] = []
+
+    def script(self, name: str = "faulty") -> dict[str, object]:
+        """Put our plugin there; return its configuration."""
+        shutil.copy(_SCRIPT, self.bin / name)
+        (self.bin / name).chmod(0o755)
+        return {"type": name}
+
+    def bridge(self, **more: object) -> dict[str, object]:
+        """Return a configuration of the field's bridge, with 13 IPv4 addresses."""
+        ipam = {
+            "type": "host-local",
+            "dataDir": str(self.ipam),
+            "ranges": [[{"subnet": "10.214.0.0/28"}], [{"subnet": "fd14::/112"}]],
+            "routes": [{"dst": "0.0.0.0/0"}, {"dst": "::/0"}],
+        }
+        return {"type": "bridge", "bridge": "cni0", "isGateway": True, "ipam": ipam, **more}
+
+    def configure(
+        self,
+        *plugins: Mapping[str, object],
+        version: str = "1.0.0",
+        name: str = "net",
+        **more: object,
+    ) -> None:
+        tree = {"cniVersion": version, "name": name, "plugins": list(plugins), **more}
+        (self.conf / "10-net.conflist").write_text(json.dumps(tree))
+
+    def plan(self, command: str, what: str) -> None:
+        """Say what our plugin does next."""
+        (self.bin / f"plan-{command}").write_text(what)
+
+    def calls(self) -> list[str]:
+        """Return the commands that our plugins got."""
+        path = self.bin / "calls"
+        return [line.split()[1] for line in path.read_text().splitlines()] if path.exists() else []
+
+    def stdin(self, command: str) -> dict[str, Any]:
+        """Return what our plugin was told last."""
+        found: dict[str, Any] = json.loads((self.bin / f"stdin-{command}").read_text())
+        return found
+
+    def leases(self) -> list[str]:
+        """Return the addresses that host-local holds."""
+        return sorted(each.name for each in self.ipam.rglob("*") if each.name[0] in "1f")
+
+    def bound(self) -> list[str]:
+        """Return the namespaces that have a path."""
+        return [each.name for each in (self.path / "netns").glob("*")]
+
+    async def open(self, **more: object) -> NamespacePaths:
+        """Open the network, again to play a restart; ``inner`` is what core does not see."""
+        table = {
+            "conf_dir": str(self.conf),
+            "bin_dirs": [str(self.bin), *CNI_BIN_DIRS],
+            "timeout_s": self.timeout_s,
+            **more,
+        }
+        self.inner = await CniNetwork(NetworkContext({"cni": table}, self.path, self.path)).open()
+        self._opened.append(with_paths(self.inner, self.path))
+        return self._opened[-1]
+
+    async def close(self) -> None:
+        for network in self._opened:
+            await network.close()

@@ -6,7 +6,6 @@ F16 (a failing, partial or slow ADD, a failing DEL, a namespace that is gone, no
 from __future__ import annotations
 
 import asyncio
-import json
 import os
 import shutil
 import signal
@@ -18,81 +17,14 @@ import pytest
 from support import networks
 
 from polypod.plugin.errors import BackendError, InvalidArgument, Unavailable
-from polypod.plugin.network import NetworkContext
 from polypod.plugin.requests import PortMapping, Protocol
-from polypod_network.cni.network import open_cni
 
 pytestmark = pytest.mark.needs_root
-
-SCRIPT = Path(networks.__file__).with_name("cni_plugin.sh")
-
-
-class Cni:
-    """A directory of configurations, plugins of ours, and the network that is made of them."""
-
-    def __init__(self, path):
-        self.path = path
-        self.conf = path / "net.d"
-        self.bin = path / "bin"
-        self.ipam = path / "ipam"
-        self.conf.mkdir()
-        self.bin.mkdir()
-        self.timeout_s = 20.0
-        self._opened = []
-
-    def script(self, name="faulty"):
-        shutil.copy(SCRIPT, self.bin / name)
-        (self.bin / name).chmod(0o755)
-        return {"type": name}
-
-    def bridge(self, **more):
-        ipam = {
-            "type": "host-local",
-            "dataDir": str(self.ipam),
-            "ranges": [[{"subnet": "10.214.0.0/28"}], [{"subnet": "fd14::/112"}]],
-            "routes": [{"dst": "0.0.0.0/0"}, {"dst": "::/0"}],
-        }
-        return {"type": "bridge", "bridge": "cni0", "isGateway": True, "ipam": ipam, **more}
-
-    def configure(self, *plugins, version="1.0.0", name="net", **more):
-        tree = {"cniVersion": version, "name": name, "plugins": list(plugins), **more}
-        (self.conf / "10-net.conflist").write_text(json.dumps(tree))
-
-    def plan(self, command, what):
-        (self.bin / f"plan-{command}").write_text(what)
-
-    def calls(self):
-        path = self.bin / "calls"
-        return [line.split()[1] for line in path.read_text().splitlines()] if path.exists() else []
-
-    def stdin(self, command):
-        return json.loads((self.bin / f"stdin-{command}").read_text())
-
-    def leases(self):
-        return sorted(each.name for each in self.ipam.rglob("*") if each.name[0] in "1f")
-
-    def bound(self):
-        return [each.name for each in (self.path / "netns").glob("*")]
-
-    async def open(self, **more):
-        table = {
-            "conf_dir": str(self.conf),
-            "bin_dirs": [str(self.bin), *networks.CNI_BIN_DIRS],
-            "timeout_s": self.timeout_s,
-            **more,
-        }
-        self.inner = await open_cni(NetworkContext({"cni": table}, self.path, self.path))
-        self._opened.append(networks.with_paths(self.inner, self.path))
-        return self._opened[-1]
-
-    async def close(self):
-        for network in self._opened:
-            await network.close()
 
 
 @pytest.fixture
 async def cni(tmp_path, host):
-    made = Cni(tmp_path)
+    made = networks.Cni(tmp_path)
     yield made
     await made.close()
     assert made.bound() == []
