@@ -13,7 +13,7 @@ from conformance.pods import Pods
 from conformance.subjects import Subject, subjects
 from support.server import Server
 
-from polypod.client import CriClient, pb
+from polypod.client import CriClient
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -36,7 +36,12 @@ def grpc_stays_open() -> None:
 
 
 @pytest.fixture(scope="module")
-def server(request: pytest.FixtureRequest, handler: Subject, reference: str):
+def server(
+    request: pytest.FixtureRequest,
+    handler: Subject,
+    reference: str,
+    tmp_path_factory: pytest.TempPathFactory,
+):
     """A server whose default handler is the one tested.
 
     A module may set ``FAILPOINTS`` to rules that its servers run with.
@@ -49,20 +54,19 @@ def server(request: pytest.FixtureRequest, handler: Subject, reference: str):
     )
     try:
         server.start()
-        asyncio.run(_warm_up(server, reference))
+        asyncio.run(_warm_up(server, reference, tmp_path_factory.mktemp("first")))
         yield server
     finally:
         server.take_down()
 
 
-async def _warm_up(server: Server, reference: str) -> None:
-    """Run a first pod: it brings what a server makes once, such as its bridge and its cgroup."""
+async def _warm_up(server: Server, reference: str, logs: Path) -> None:
+    """Run a first container: it brings what a server makes once, such as its bridge and its cgroup."""
     async with CriClient(server.endpoint) as cri:
-        await cri.pull_image(reference)
-        meta = pb.PodSandboxMetadata(name="first", uid="first", namespace="conformance")
-        sandbox_id = await cri.run_sandbox(pb.PodSandboxConfig(metadata=meta, hostname="first"))
-        await cri.stop_sandbox(sandbox_id)
-        await cri.remove_sandbox(sandbox_id)
+        pods = Pods(cri, await cri.pull_image(reference), logs)
+        pod = await pods.run("first")
+        await pod.run("exit 0")
+        await pods.remove_all()
 
 
 @pytest.fixture(scope="session")
