@@ -62,7 +62,17 @@ class PluginsConfig:
 class StreamingConfig:
     """``[streaming]``."""
 
-    address: str = _key("127.0.0.1:0", "where exec, attach and port-forward URLs lead")
+    address: str = _key(
+        "127.0.0.1:0", "where exec, attach and port-forward URLs lead; port 0 is any free one"
+    )
+    cert: str = _key("", "a file with the certificate chain (PEM): URLs begin with https then")
+    key: str = _key("", "a file with the key of cert (PEM)")
+    client_ca: str = _key(
+        "", "a file with the CAs (PEM) of clients; needed where address is not the loopback"
+    )
+    idle_timeout_s: float = _key(
+        14400.0, "seconds after which a stream on which nothing is said is closed"
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +114,10 @@ _FREE = ("images", "network")
 _FREE_HELP = {
     "images": [
         ("hosts_dir", '"/etc/polypod/hosts.d"', "a tree of HOST/hosts.toml: mirrors per registry"),
+        ("pull_progress_timeout_s", "60", "seconds without a byte that end a transfer"),
+        ("pull_parallel_layers", "3", "layers of one pull that are fetched at once"),
+        ("pull_attempts", "3", "rounds over all endpoints; broken transfers in a row"),
+        ("token_realms", "[]", "hosts of token servers that may be loopback or link-local"),
         ("oci_dirs", '["/"]', "directories below which oci:PATH references may lead"),
     ],
     "network": [

@@ -6,6 +6,7 @@ import asyncio
 import subprocess
 from pathlib import Path
 
+import grpc
 import pytest
 from support.lying_registry import LyingRegistry
 from support.registry import Registry
@@ -14,6 +15,12 @@ from polypod.plugin.images import ImageContext
 from polypod_image.plugin import plugin
 
 ROOMS = ("blobs/sha256", "blobs/sha512", "layers", "work")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def grpc_is_awake():
+    """gRPC opens descriptors with its first channel: before tests are compared, and until the end."""
+    grpc.aio.init_grpc_aio()
 
 
 class Stores:
