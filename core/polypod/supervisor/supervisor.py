@@ -15,7 +15,7 @@ import socket
 import time
 
 from polypod.plan import channel
-from polypod.supervisor import child, start
+from polypod.supervisor import child, start, tcp
 from polypod.supervisor.adoption import has_ended
 from polypod.supervisor.kernel import namespace, process
 from polypod.supervisor.launch import Launch, Launcher, Process
@@ -31,7 +31,6 @@ from polypod.supervisor.server import (
     note,
     page,
     strings,
-    text,
 )
 from polypod.supervisor.store import Store
 
@@ -329,32 +328,9 @@ class Supervisor:
         sandbox = self.sandboxes.get(name)
         if sandbox is None or "network" not in sandbox.fds:
             raise Refusal("NotFound", f"sandbox {name}: no network namespace is pinned")
-        host, port = text(message, "host"), message.get("port")
-        if not isinstance(port, int) or not 0 < port < 65536:
-            raise Refusal("InvalidArgument", f"connect: {port!r} is no port")
-        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        family, address = tcp.address(message)
         sock = self.home.tcp_socket(sandbox.fds["network"], family)
-        number = message.get("id")
-        try:
-            sock.connect((host, port))
-        except BlockingIOError:
-            self.loop.add(
-                sock.fileno(), lambda _events: self._connected(peer, number, sock), select.EPOLLOUT
-            )
-            return
-        except OSError:
-            sock.close()
-            raise
-        self.loop.answer(peer, number, {}, [sock.detach()])
-
-    def _connected(self, peer: Peer, number: object, sock: socket.socket) -> None:
-        self.loop.drop(sock.fileno())
-        failed = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
-        if failed:
-            sock.close()
-            self.loop.refuse(peer, number, OSError(failed, f"connect: {os.strerror(failed)}"))
-            return
-        self.loop.answer(peer, number, {}, [sock.detach()])
+        tcp.connect(self.loop, peer, message.get("id"), sock, address)
 
     def list_processes(self, _peer: Peer, message: Message, _fds: list[int]) -> Answer:
         """Return processes, as many as fit, after an id."""

@@ -4,6 +4,7 @@ import asyncio
 import os
 import signal
 import socket
+import sys
 from pathlib import Path
 
 import pytest
@@ -263,9 +264,34 @@ async def test_tcp_connects_from_inside_a_sandbox(host):
     assert isinstance(caught.value.__cause__, OSError)
     with pytest.raises(NotFound):
         await host.supervisor.connect_tcp("other", "127.0.0.1", 80)
-    with pytest.raises(InvalidArgument):
-        await host.supervisor.connect_tcp("s", "127.0.0.1", 0)
+    for address in (("127.0.0.1", 0), ("localhost", 80), ("::1%lo", 80), ("1.2.3", 80)):
+        with pytest.raises(InvalidArgument):
+            await host.supervisor.connect_tcp("s", *address)
     for fd in [*made.fds.values(), made.netlink]:
+        os.close(fd)
+
+
+async def test_tcp_reaches_what_listens_inside(host):
+    made = await host.supervisor.make_namespaces("s", frozenset({"network"}))
+    up = "import socket, fcntl, struct; s = socket.socket(); r = struct.pack('16sh', b'lo', 1)"
+    serve = (
+        f"{up}; fcntl.ioctl(s, 0x8914, r); l = socket.create_server(('127.0.0.1', 80)); "
+        "print('ready', flush=True); c = l.accept()[0]; c.sendall(b'inside'); c.recv(1)"
+    )
+    output = Output()
+    join = op.JoinNamespaces(items=[["network", "fd:1"]], kinds=[], pidfd="")
+    streams = op.UseStdio(stdin="", stdout="fd:0", stderr="fd:0", uid=-1)
+    program = op.Execute(args=[sys.executable, "-c", serve], env=[], search=False)
+    fds = [output.write_end, made.fds["network"]]
+    launched = await host.supervisor.launch("p", Plan(0, [join, streams, program]), fds=fds)
+    assert await asyncio.to_thread(os.read, output.read_end, 100) == b"ready\n"
+    fd = await host.supervisor.connect_tcp("s", "127.0.0.1", 80)
+    with socket.socket(fileno=fd) as sock:
+        sock.setblocking(True)
+        assert await asyncio.to_thread(sock.recv, 100) == b"inside"
+    await host.supervisor.wait("p")
+    output.close()
+    for fd in [*made.fds.values(), made.netlink, launched.pidfd]:
         os.close(fd)
 
 
