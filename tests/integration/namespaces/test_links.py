@@ -208,7 +208,7 @@ async def test_e19_working_directory_may_not_climb(pod, decoy, path):
 
 
 async def test_e19_working_directory_is_a_link_to_the_host(pod, layer, decoy):
-    (layer / "work").symlink_to(decoy.path)
+    (layer / "srv").symlink_to(decoy.path)
     result = await pod.run(
         "pwd; touch made", layers=[layer], image=ImageConfig(working_dir="/srv/dir/x")
     )
