@@ -62,6 +62,7 @@ async def _serve(config: Config, where: places.Places) -> None:
     assembled = await assemble(config, where)
     api = ApiServer(assembled.core, config.server.listen, ready=recovered.is_set)
     try:
+        await assembled.streaming.start()
         await api.start()
         if await _opened_before(leave, assembled):
             recovered.set()
@@ -70,6 +71,7 @@ async def _serve(config: Config, where: places.Places) -> None:
             await leave.wait()
     finally:
         await api.stop(GRACE_S)
+        await assembled.streaming.stop()
         await assembled.core.close()
         await assembled.closers.aclose()
         log.info("left; workloads go on")

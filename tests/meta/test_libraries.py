@@ -5,13 +5,24 @@ import sys
 
 import polypod_meta_tree as tree
 
-OURS = {"polypod", "polypod_namespaces", "polypod_network", "polypod_image", "polypod_vm", "polypod_vm_child", "polypod_oci", "polypod_fly"}
+OURS = {
+    "polypod",
+    "polypod_namespaces",
+    "polypod_network",
+    "polypod_image",
+    "polypod_vm",
+    "polypod_vm_child",
+    "polypod_oci",
+    "polypod_fly",
+}
 EVERYWHERE = {"typing_extensions"}
 BEHIND = {
     "pluggy": ("core/polypod/plugin/hooks.py", "core/polypod/registry/"),
     "grpc": ("core/polypod/api/", "core/polypod/client/"),
     "google": ("core/polypod/api/", "core/polypod/client/"),
     "rich": ("core/polypod/cli/",),
+    "h11": ("core/polypod/streaming/handshake.py", "core/polypod/streaming/dialing.py"),
+    "wsproto": ("core/polypod/streaming/websocket.py",),
     "pyroute2": ("plugins/network/",),
     "isal": ("plugins/image/",),
     "zstandard": ("plugins/image/",),

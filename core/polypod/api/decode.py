@@ -15,7 +15,7 @@ from polypod.api import decode_security as security
 from polypod.api import decode_values as values
 from polypod.api import signals
 from polypod.api.v1 import api_pb2 as pb
-from polypod.lifecycle.views import ContainerState, Filter, SandboxState
+from polypod.lifecycle.views import ContainerState, Filter, SandboxState, StreamChoice
 from polypod.plugin import requests as r
 from polypod.plugin.errors import InvalidArgument
 
@@ -33,6 +33,8 @@ CONTAINER_STATES = {
     pb.CONTAINER_UNKNOWN: ContainerState.UNKNOWN,
 }
 MAX_ID_LENGTH = 256
+MAX_PORTS = 127
+"""Of one port-forward: each has two channels of the 255 of a WebSocket."""
 
 
 def object_id(value: str, field: str) -> str:
@@ -206,6 +208,24 @@ def command(given: Iterable[str], field: str) -> tuple[str, ...]:
     if not words or not words[0]:
         raise InvalidArgument(f"{field} is empty: name the program to run")
     return words
+
+
+def stream_choice(message: pb.ExecRequest | pb.AttachRequest) -> StreamChoice:
+    """Return the streams of an exec or attach."""
+    return StreamChoice(
+        stdin=message.stdin, stdout=message.stdout, stderr=message.stderr, tty=message.tty
+    )
+
+
+def ports(given: Iterable[int], field: str) -> tuple[int, ...]:
+    """Return the ports of a port-forward; empty = any."""
+    found = tuple(given)
+    for i, port in enumerate(found):
+        if not 0 < port < 65536:
+            raise InvalidArgument(f"{field}[{i}] is {port}: ports are 1 to 65535")
+    if len(found) > MAX_PORTS:
+        raise InvalidArgument(f"{field} has {len(found)} entries: at most {MAX_PORTS} are served")
+    return found
 
 
 def pod_cidrs(request: pb.UpdateRuntimeConfigRequest) -> tuple[str, ...]:

@@ -193,6 +193,31 @@ class RuntimeService(rpc.RuntimeServiceServicer):
         )
 
     @override
+    async def Exec(self, request: pb.ExecRequest, context: Context) -> pb.ExecResponse:
+        url = await self._heart.exec_url(
+            decode.object_id(request.container_id, "container_id"),
+            decode.command(request.cmd, "cmd"),
+            decode.stream_choice(request),
+        )
+        return pb.ExecResponse(url=url)
+
+    @override
+    async def Attach(self, request: pb.AttachRequest, context: Context) -> pb.AttachResponse:
+        container_id = decode.object_id(request.container_id, "container_id")
+        url = await self._heart.attach_url(container_id, decode.stream_choice(request))
+        return pb.AttachResponse(url=url)
+
+    @override
+    async def PortForward(
+        self,
+        request: pb.PortForwardRequest,
+        context: Context,
+    ) -> pb.PortForwardResponse:
+        sandbox_id = decode.object_id(request.pod_sandbox_id, "pod_sandbox_id")
+        url = await self._heart.forward_url(sandbox_id, decode.ports(request.port, "port"))
+        return pb.PortForwardResponse(url=url)
+
+    @override
     async def ContainerStats(
         self,
         request: pb.ContainerStatsRequest,

@@ -18,6 +18,8 @@ from polypod.lifecycle.parts import Parts
 from polypod.plugin.errors import InvalidArgument
 from polypod.registry import Registry
 from polypod.store.database import Database, boot_id
+from polypod.streaming.server import Settings, StreamingServer
+from polypod.streaming.server import settings as streaming_settings
 
 FAILPOINTS = "POLYPOD_FAILPOINTS"
 
@@ -30,6 +32,8 @@ class Assembled:
     parts: Parts
     registry: Registry
     processes: Processes
+    streaming: StreamingServer
+    """To be started once the heart is open, and stopped before it closes."""
     closers: AsyncExitStack
     """Close it last: it disconnects everything. Workloads go on."""
 
@@ -41,6 +45,7 @@ async def assemble(config: Config, places: Places) -> Assembled:
         PolypodError: what the server cannot start without is missing; nothing stays open.
     """
     _check(config)
+    streaming = StreamingServer(_streaming(config))
     closers = AsyncExitStack()
     async with closers:
         registry = Registry.load(
@@ -66,6 +71,7 @@ async def assemble(config: Config, places: Places) -> Assembled:
             logs=processes.logs,
             hooks=registry,
             builder=builder,
+            urls=streaming,
             database=database,
             root=places.root,
             state=places.state,
@@ -74,7 +80,8 @@ async def assemble(config: Config, places: Places) -> Assembled:
             failpoints=os.environ.get(FAILPOINTS, ""),
             unusable_handlers=unusable,
         )
-        return Assembled(Core(parts), parts, registry, processes, closers.pop_all())
+        core = Core(parts)
+        return Assembled(core, parts, registry, processes, streaming, closers.pop_all())
     raise AssertionError  # the stack swallows nothing
 
 
@@ -88,6 +95,18 @@ def _check(config: Config) -> None:
         raise InvalidArgument(
             f"server.cgroup_parent is {config.server.cgroup_parent!r}: give an absolute path"
         )
+
+
+def _streaming(config: Config) -> Settings:
+    """Return the streaming server's settings. Raises like `streaming_settings`."""
+    wanted = config.streaming
+    return streaming_settings(
+        wanted.address,
+        cert=wanted.cert,
+        key=wanted.key,
+        client_ca=wanted.client_ca,
+        idle_s=wanted.idle_timeout_s,
+    )
 
 
 def _state_files(config: Config) -> Path | None:

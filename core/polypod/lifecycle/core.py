@@ -19,6 +19,7 @@ from polypod.lifecycle.sandboxes import Sandboxes
 from polypod.lifecycle.starting import Starting
 from polypod.lifecycle.stats import Stats
 from polypod.lifecycle.status import server_status
+from polypod.lifecycle.streams import Streams
 from polypod.lifecycle.tasks import Background
 from polypod.lifecycle.teardown import Teardown
 from polypod.lifecycle.views import (
@@ -30,6 +31,7 @@ from polypod.lifecycle.views import (
     SandboxView,
     StatsView,
     StatusView,
+    StreamChoice,
 )
 from polypod.plugin.errors import FailedPrecondition, NotFound, Unavailable
 from polypod.plugin.ids import ContainerId, SandboxId
@@ -50,6 +52,7 @@ class Core:
         self._creating = Creating(heart, containers)
         self._starting = Starting(heart)
         self._execs = Execs(heart)
+        self._streams = Streams(heart)
         self._images = Images(heart)
         self._stats = Stats(heart)
         self._events = Events(heart, containers, teardown, background)
@@ -154,6 +157,23 @@ class Core:
         """ExecSync: see `Execs.run`."""
         self._require_ready()
         return await self._execs.run(container_id, command, timeout_s)
+
+    async def exec_url(
+        self, container_id: str, command: Sequence[str], choice: StreamChoice, /
+    ) -> str:
+        """Exec: see `Streams.exec`."""
+        self._require_ready()
+        return self._streams.exec(container_id, command, choice)
+
+    async def attach_url(self, container_id: str, choice: StreamChoice, /) -> str:
+        """Attach: see `Streams.attach`."""
+        self._require_ready()
+        return self._streams.attach(container_id, choice)
+
+    async def forward_url(self, sandbox_id: str, ports: Sequence[int], /) -> str:
+        """PortForward: see `Streams.forward`."""
+        self._require_ready()
+        return self._streams.forward(sandbox_id, ports)
 
     async def reopen_log(self, container_id: str, /) -> None:
         """ReopenContainerLog: refused, and no file made, where the container does not run."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from polypod.lifecycle.clock import Clock, SystemClock
-from polypod.lifecycle.ports import ConfigBuilder, HookCalls, Logs
+from polypod.lifecycle.ports import ConfigBuilder, HookCalls, Logs, StreamUrls
 from polypod.lifecycle.views import HandlerView
 from polypod.plugin.images import ImageStore
 from polypod.plugin.network import Network
@@ -63,6 +63,7 @@ class Parts:
     logs: Logs
     hooks: HookCalls
     builder: ConfigBuilder
+    urls: StreamUrls
     database: Database
     root: Path
     """Survives a reboot; own directories below it exist with mode 0700."""

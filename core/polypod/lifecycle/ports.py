@@ -6,11 +6,13 @@ fakes in ``polypod.testing``.
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from polypod.lifecycle.views import StreamChoice
 from polypod.plugin.ids import ContainerId, SandboxId
 from polypod.plugin.images import Image, ImageStore
 from polypod.plugin.oci import OciConfig
@@ -39,6 +41,17 @@ class Captured(Protocol):
     def close(self) -> None:
         """Close everything. Idempotent."""
         ...
+
+
+class Attached(Protocol):
+    """The client's ends of an attach, the caller's to close; None where there is no such stream."""
+
+    @property
+    def stdin(self) -> int | None: ...
+    @property
+    def stdout(self) -> int | None: ...
+    @property
+    def stderr(self) -> int | None: ...
 
 
 class Logs(Protocol):
@@ -85,6 +98,103 @@ class Logs(Protocol):
 
     def capture(self, *, limit_bytes: int) -> Captured:
         """Make the streams of an exec whose output is wanted in memory."""
+        ...
+
+    async def attach(
+        self, container_id: ContainerId, /, *, stdin: bool, stdout: bool, stderr: bool
+    ) -> Attached:
+        """Join a client to a container's streams; what was written before is not repeated.
+
+        Raises:
+            NotFound: the container has no streams.
+            Unavailable: the logger does not answer.
+        """
+        ...
+
+    async def resize(self, container_id: ContainerId, /, *, width: int, height: int) -> None:
+        """Set the size of a container's terminal, in characters. FailedPrecondition: it has none."""
+        ...
+
+
+class Conversation(Protocol):
+    """A command or container that a client talks to; whoever opened it must `close` it."""
+
+    @property
+    def ends(self) -> Mapping[str, int]:
+        """Our ends of ``stdin``, ``stdout``, ``stderr``, as far as there are any.
+
+        With a terminal of an exec the first two are one descriptor. What was closed is not there.
+        """
+        ...
+
+    @property
+    def ends_with_streams(self) -> bool:
+        """Attach: it is over, too, when all its output has ended."""
+        ...
+
+    async def ended(self) -> int | None:
+        """Return the exit code when the program is gone; None where nobody knows it."""
+        ...
+
+    async def resize(self, *, width: int, height: int) -> None:
+        """Set the terminal's size, in characters. PolypodError: it has none, or is gone."""
+        ...
+
+    def close_stdin(self) -> None:
+        """The client sends nothing more. A terminal stays open: its output comes from there. Idempotent."""
+        ...
+
+    async def abandon(self) -> None:
+        """The client is gone: end an exec and all that it left behind; an attach only leaves."""
+        ...
+
+    def close(self) -> None:
+        """Close the descriptors. Idempotent."""
+        ...
+
+
+class RemoteCommand(Protocol):
+    """A checked request for exec or attach, to be opened when the client has come."""
+
+    choice: StreamChoice
+
+    async def open(self) -> Conversation:
+        """Start it.
+
+        Raises:
+            PolypodError: it cannot be started (any more).
+        """
+        ...
+
+
+class Forward(Protocol):
+    """A checked request for a port-forward."""
+
+    ports: tuple[int, ...]
+    """The only ones that may be connected to; empty = any."""
+
+    async def connect(self, port: int, /) -> socket.socket:
+        """Return a non-blocking socket that is connected to a port of the sandbox.
+
+        Raises:
+            PolypodError: nobody listens there, or the sandbox is gone.
+        """
+        ...
+
+
+class StreamUrls(Protocol):
+    """Makes the URLs that Exec, Attach and PortForward answer; ``polypod.streaming`` serves them."""
+
+    def exec(self, command: RemoteCommand, /) -> str:
+        """Return a URL that works once and not for long. Unavailable: the server does not stream."""
+        ...
+
+    def attach(self, command: RemoteCommand, /) -> str:
+        """As `exec`."""
+        ...
+
+    def forward(self, forward: Forward, /) -> str:
+        """As `exec`."""
         ...
 
 

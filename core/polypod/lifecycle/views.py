@@ -123,6 +123,16 @@ class ExecResult:
 
 
 @dataclass(frozen=True, slots=True)
+class StreamChoice:
+    """Which streams a client of exec or attach wants; a terminal has no stderr of its own."""
+
+    stdin: bool = False
+    stdout: bool = False
+    stderr: bool = False
+    tty: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class Condition:
     """One of Status' conditions."""
 
@@ -179,6 +189,11 @@ class Lifecycle(Protocol):
     async def exec_sync(
         self, container_id: str, command: Sequence[str], timeout_s: float, /
     ) -> ExecResult: ...
+    async def exec_url(
+        self, container_id: str, command: Sequence[str], choice: StreamChoice, /
+    ) -> str: ...
+    async def attach_url(self, container_id: str, choice: StreamChoice, /) -> str: ...
+    async def forward_url(self, sandbox_id: str, ports: Sequence[int], /) -> str: ...
     async def reopen_log(self, container_id: str, /) -> None: ...
     async def container_stats(self, container_id: str, /) -> StatsView: ...
     async def list_container_stats(self, filter_: Filter, /) -> Sequence[StatsView]: ...

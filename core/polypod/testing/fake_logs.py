@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import socket
 from collections.abc import Callable
@@ -65,6 +66,7 @@ class _LogWriter:
 
     def take(self, data: bytes) -> None:
         """Write whole lines; keep an unfinished one until it grows too long or the stream ends."""
+        self._container.tell(self._stream, data)
         lines = (self._rest + data).split(b"\n")
         self._rest = lines.pop()
         for line in lines:
@@ -96,7 +98,14 @@ class _Container:
     path: Path
     stdin: int | None = None
     console: socket.socket | None = None
+    stdin_once: bool = False
     pumps: list[_Pump] = field(default_factory=list)
+    clients: list[_Pump] = field(default_factory=list)
+    """What attached clients write."""
+    fans: dict[str, list[int]] = field(default_factory=dict)
+    """What they read, by stream."""
+    size: tuple[int, int] = (0, 0)
+    """(width, height) of the last resize."""
 
     def accept_console(self) -> None:
         """Take the pty's master that the process' side has sent."""
@@ -111,6 +120,35 @@ class _Container:
             self.stdin = os.dup(master)
             self.pumps.append(_Pump(master, _LogWriter(self, "stdout").take))
 
+    def add_fan(self, stream: str) -> int:
+        """Return a pipe that gets what the stream brings from now on."""
+        ours, theirs = os.pipe()
+        os.set_blocking(theirs, False)
+        self.fans.setdefault(stream, []).append(theirs)
+        return ours
+
+    def add_client(self) -> int:
+        """Return a pipe that leads to stdin."""
+        theirs, ours = os.pipe()
+        self.clients.append(_Pump(theirs, self._from_client))
+        return ours
+
+    def _from_client(self, data: bytes) -> None:
+        if data and self.stdin is not None:
+            with contextlib.suppress(OSError):
+                os.write(self.stdin, data)
+        elif self.stdin_once:
+            self.close_stdin()
+
+    def tell(self, stream: str, data: bytes) -> None:
+        """Give output to attached clients; ``b""`` is its end. What does not fit is lost to them."""
+        for fan in self.fans.get(stream, []):
+            with contextlib.suppress(OSError):
+                os.write(fan, data)
+        if not data:
+            for fan in self.fans.pop(stream, []):
+                os.close(fan)
+
     def close_console(self) -> None:
         if self.console is not None:
             asyncio.get_running_loop().remove_reader(self.console.fileno())
@@ -121,6 +159,15 @@ class _Container:
         if self.stdin is not None:
             os.close(self.stdin)
             self.stdin = None
+
+
+@dataclass(frozen=True, slots=True)
+class FakeAttached:
+    """Implements `polypod.lifecycle.ports.Attached`."""
+
+    stdin: int | None
+    stdout: int | None
+    stderr: int | None
 
 
 class FakeLogs:
@@ -148,11 +195,10 @@ class FakeLogs:
         stdin_once: bool,
     ) -> Stdio:
         """Make pipes, or a console socket, and pump what comes."""
-        del stdin_once  # nobody attaches here
         await self.faults.hit("open_log")
         await self.close(container_id)
         _make_file(base, log_path)
-        container = _Container(self._clock, log_path)
+        container = _Container(self._clock, log_path, stdin_once=stdin_once)
         self._containers[container_id] = container
         if tty:
             ours, theirs = socket.socketpair()
@@ -195,6 +241,10 @@ class FakeLogs:
         self._pump(container)
         for pump in container.pumps:
             pump.close()
+        for client in container.clients:
+            client.close()
+        for stream in list(container.fans):
+            container.tell(stream, b"")
         container.close_console()
         container.close_stdin()
 
@@ -202,7 +252,29 @@ class FakeLogs:
         """Make the streams of an exec."""
         return FakeCaptured(limit_bytes)
 
+    async def attach(
+        self, container_id: ContainerId, /, *, stdin: bool, stdout: bool, stderr: bool
+    ) -> FakeAttached:
+        """Join a client to the streams that are open."""
+        await self.faults.hit("attach")
+        container = self._container(container_id)
+        container.accept_console()
+        return FakeAttached(
+            container.add_client() if stdin and container.stdin is not None else None,
+            container.add_fan("stdout") if stdout else None,
+            container.add_fan("stderr") if stderr else None,
+        )
+
+    async def resize(self, container_id: ContainerId, /, *, width: int, height: int) -> None:
+        """Note the size."""
+        await self.faults.hit("resize")
+        self._container(container_id).size = (width, height)
+
     # For tests
+
+    def size(self, container_id: ContainerId) -> tuple[int, int]:
+        """Return (width, height) of the last resize."""
+        return self._container(container_id).size
 
     async def write(self, container_id: ContainerId, data: bytes) -> None:
         """Write to a container's stdin, as an attached client does."""

@@ -37,6 +37,7 @@ from polypod.plugin.runtime import (
 )
 from polypod.plugin.services import ExitStatus, SandboxNamespaces, Stdio
 from polypod.store.database import Database
+from polypod.testing.fake_urls import FakeUrls
 
 IMAGE = Image(
     id="sha256:" + "1" * 64,
@@ -478,6 +479,7 @@ class Bench:
             logs=FakeLogs(self.world),
             hooks=self.hooks,
             builder=FakeBuilder(),
+            urls=FakeUrls(),
             database=self.database,
             root=self.directory / "root",
             state=self.directory / "state",

@@ -1,0 +1,170 @@
+"""Exec and attach: copies between a client's channels and a conversation until either is over."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import logging
+from asyncio import Future
+from collections.abc import Coroutine, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeGuard
+
+from polypod.lifecycle.ports import Conversation, RemoteCommand
+from polypod.plugin.errors import PolypodError
+from polypod.streaming import status
+from polypod.streaming.channels import Channel
+from polypod.streaming.descriptors import Source, write_all
+from polypod.streaming.errors import Gone
+from polypod.streaming.inbox import Inbox
+from polypod.streaming.tasks import settle
+
+log = logging.getLogger("polypod.streaming")
+
+ERROR, STDIN, STDOUT, STDERR, RESIZE = "error", "stdin", "stdout", "stderr", "resize"
+_SIZE_BYTES = 4096
+"""Of one size in JSON; real ones have thirty."""
+_TERMINAL_SETTLES_S = 0.02
+"""A pty hands on what was written behind the writer's back; pipes do not."""
+
+
+@dataclass(frozen=True, slots=True)
+class CommandRun:
+    """One client of exec or attach, its streams complete."""
+
+    command: RemoteCommand
+    channels: Mapping[str, Channel]
+    json_status: bool
+
+    async def run(self) -> None:
+        """Run to the end and tell it. Cancel it when the client has gone: the exec is killed then."""
+        report = await self._report()
+        with contextlib.suppress(Gone):
+            if report and ERROR in self.channels:
+                await self.channels[ERROR].write(report)
+
+    async def _report(self) -> bytes:
+        try:
+            conversation = await self.command.open()
+        except (PolypodError, OSError) as error:
+            return status.failed(str(error), as_json=self.json_status)
+        try:
+            code = await _Talk(conversation, self.channels).run()
+        except BaseException as error:
+            with contextlib.suppress(PolypodError, OSError):
+                await asyncio.shield(asyncio.ensure_future(conversation.abandon()))
+            if isinstance(error, (PolypodError, OSError)):
+                return status.failed(str(error), as_json=self.json_status)
+            raise
+        finally:
+            conversation.close()
+        return status.exited(code, as_json=self.json_status)
+
+
+class _Talk:
+    """The copying tasks of one conversation."""
+
+    def __init__(self, conversation: Conversation, channels: Mapping[str, Channel]) -> None:
+        self._conversation = conversation
+        self._channels = channels
+        ends = conversation.ends
+        self._has_terminal = STDIN in ends and ends[STDIN] == ends.get(STDOUT)
+        self._sources = {name: Source(fd) for name, fd in ends.items() if name != STDIN}
+
+    async def run(self) -> int | None:
+        """Return the exit code once all output is sent."""
+        spawn = asyncio.ensure_future
+        ended = spawn(self._conversation.ended())
+        inputs = [spawn(work) for work in self._inputs()]
+        outputs = [spawn(self._copy_out(name, source)) for name, source in self._sources.items()]
+        try:
+            await self._over(ended, inputs, outputs)
+            if self._has_terminal:
+                await asyncio.sleep(_TERMINAL_SETTLES_S)
+            for source in self._sources.values():
+                source.finish()
+            await asyncio.gather(*outputs)
+            return ended.result() if ended.done() else 0
+        finally:
+            await settle(ended, *inputs, *outputs)
+
+    def _inputs(self) -> list[Coroutine[None, None, None]]:
+        found = []
+        if STDIN in self._channels:
+            found.append(self._copy_in(self._channels[STDIN].inbox))
+        if RESIZE in self._channels:
+            found.append(self._resize(self._channels[RESIZE].inbox))
+        return found
+
+    async def _over(
+        self,
+        ended: Future[int | None],
+        inputs: Sequence[Future[None]],
+        outputs: Sequence[Future[None]],
+    ) -> None:
+        """Return when the program is gone; an attach is over as well when all its streams are."""
+        if not self._conversation.ends_with_streams:
+            await ended
+            return
+        streams = outputs or inputs[:1]
+        if not streams:
+            await ended
+            return
+        waiting: set[Future[Any]] = set(streams)
+        while waiting and not ended.done():
+            done, _rest = await asyncio.wait(waiting | {ended}, return_when=asyncio.FIRST_COMPLETED)
+            waiting -= done
+
+    async def _copy_out(self, name: str, source: Source) -> None:
+        channel = self._channels.get(name)
+        with contextlib.suppress(Gone):
+            while channel is not None and (data := await source.read()):
+                await channel.write(data)
+        if channel is not None:
+            channel.end()
+        # The client wants no more of it, but the program must not block on it.
+        while await source.read():
+            pass
+
+    async def _copy_in(self, inbox: Inbox) -> None:
+        while data := await inbox.get():
+            try:
+                await write_all(self._conversation.ends[STDIN], data)
+            except (OSError, KeyError):
+                # The program reads no more, or never had a stdin.
+                break
+        self._conversation.close_stdin()
+        inbox.discard()
+
+    async def _resize(self, inbox: Inbox) -> None:
+        decoder = json.JSONDecoder()
+        text = ""
+        while data := await inbox.get():
+            text = (text + data.decode(errors="replace")).lstrip()
+            while text:
+                try:
+                    size, end = decoder.raw_decode(text)
+                except ValueError:
+                    break
+                text = text[end:].lstrip()
+                await self._set_size(size)
+            if len(text) > _SIZE_BYTES:
+                log.info("stream: sizes of a terminal that are no JSON")
+                break
+        inbox.discard()
+
+    async def _set_size(self, size: object) -> None:
+        if not isinstance(size, dict):
+            return
+        width, height = size.get("Width"), size.get("Height")
+        if not _is_size(width) or not _is_size(height):
+            return
+        try:
+            await self._conversation.resize(width=width, height=height)
+        except (PolypodError, OSError) as error:
+            log.info("stream: resize to %dx%d: %s", width, height, error)
+
+
+def _is_size(value: object) -> TypeGuard[int]:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 < value < 65536
