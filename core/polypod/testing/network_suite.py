@@ -7,10 +7,13 @@ import contextlib
 import ipaddress
 import json
 from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import replace
 from typing import Protocol
 
+from polypod.plugin import requests
 from polypod.plugin.ids import SandboxId, new_id
 from polypod.plugin.network import Attachment, AttachRequest, Network
+from polypod.plugin.requests import PortMapping
 from polypod.testing.suite import Outcome, Verdict, expect, judge, soon
 
 __all__ = ["CHECKS", "Check", "NetworkLab", "NetworkSubject", "Outcome", "run_check"]
@@ -249,6 +252,21 @@ async def check_sandbox_can_be_attached_again(lab: NetworkLab) -> None:
     await lab.forget(request.sandbox_id)
     _, again = await lab.attach()
     expect(again.ips, "it has no address")
+
+
+async def check_host_ports_are_free_again(lab: NetworkLab) -> None:
+    """A host port of a sandbox that was detached is free for the next one; port 0 asks for none."""
+    mappings = (
+        PortMapping(requests.Protocol.TCP, 80, 18080),
+        PortMapping(requests.Protocol.UDP, 80, 18080, "127.0.0.1"),
+        PortMapping(requests.Protocol.TCP, 81),
+    )
+    for _ in range(2):
+        request = replace(await lab.request(), port_mappings=mappings)
+        attachment = await soon(lab.network.attach(request), "attach with port mappings")
+        expect(attachment.ips, "it has no address")
+        await lab.detach(request.sandbox_id, attachment)
+    expect(await lab.attached() == set(), "leases are left")
 
 
 async def check_status_is_ready(lab: NetworkLab) -> None:

@@ -325,6 +325,21 @@ async def test_two_host_ports_may_lead_to_one_port(network, pods, lan):
     await network.detach(pod.id, None)
 
 
+async def test_without_masquerading_host_ports_work_all_the_same(tmp_path, pods, lan):
+    options = {"subnets": ["10.213.7.0/28"], "masquerade": False}
+    network = await open_bridge(NetworkContext(options, tmp_path, tmp_path))
+    pod, neighbour = pods(), pods()
+    await network.attach(pod.request(mapping()))
+    await network.attach(neighbour.request())
+    with server(pod):
+        for machine in (None, lan, neighbour, pod):
+            assert ask(NODE[V4], machine=machine)[0] == "pod"
+    for each in (pod, neighbour):
+        await network.detach(each.id, None)
+    await network.destroy()
+    await network.close()
+
+
 async def test_people_can_read_the_tables(network, pods):
     if shutil.which("nft") is None:
         pytest.skip("nft(8), which reads the table back, is not installed")

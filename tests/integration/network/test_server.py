@@ -10,6 +10,7 @@ from pathlib import Path
 
 import grpc
 import pytest
+import pytest_asyncio
 from support import networks
 from support.server import Server
 
@@ -25,8 +26,8 @@ pytestmark = [
 NETNS = Path("/run/netns")
 
 
-@pytest.fixture(scope="module", autouse=True)
-def grpc_is_awake():
+@pytest_asyncio.fixture(scope="module", loop_scope="module", autouse=True)
+async def grpc_is_awake():
     """gRPC opens descriptors with its first channel: before tests are compared, and until the end."""
     grpc.aio.init_grpc_aio()
 

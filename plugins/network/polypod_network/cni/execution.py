@@ -20,6 +20,9 @@ OUTPUT_LIMIT = 4 << 20
 _DRAIN_S = 0.5
 """After the exit, for what is still in the pipes of a program that left a child with them."""
 
+_REAP_S = 5.0
+"""From SIGKILL until a process is gone, unless the kernel holds it."""
+
 
 @dataclass(frozen=True, slots=True)
 class Finished:
@@ -48,8 +51,7 @@ async def execute(
                 await _exited(process.pid)
         except BaseException:
             _kill_group(process.pid)
-            # The kernel may need a moment for a process that hangs in it.
-            await asyncio.shield(asyncio.to_thread(process.wait))
+            await _reap(process)
             raise
         code = process.wait()
         await asyncio.gather(out.rest(), err.rest())
@@ -98,6 +100,15 @@ def _kill_group(pid: int) -> None:
     # Not reaped yet, so the id is still its own.
     with contextlib.suppress(ProcessLookupError):
         os.killpg(pid, signal.SIGKILL)
+
+
+async def _reap(process: subprocess.Popen[bytes]) -> None:
+    """Reap what was killed; one that hangs in the kernel is left to whoever executes the next program."""
+    ended = asyncio.ensure_future(_exited(process.pid))
+    with contextlib.suppress(TimeoutError):
+        await asyncio.wait_for(asyncio.shield(ended), _REAP_S)
+        process.wait()
+    ended.cancel()
 
 
 class _Output:

@@ -13,7 +13,7 @@ import logging
 import os
 import socket
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -81,8 +81,8 @@ class CniNetwork:
         )
         _warn_of_ports(note)
         _bring_up_loopback(request.netlink)
-        self._notes.write(note)
         try:
+            await _off_loop(self._notes.write, note)
             return await self._add(note)
         except BaseException as failure:
             await self._undo(note, failure)
@@ -94,8 +94,7 @@ class CniNetwork:
             return
         await self._collected()
         note = self._note(sandbox_id)
-        await self._chain.delete(_without_dead_namespace(note))
-        self._notes.remove(sandbox_id)
+        await self._delete_and_forget(_without_dead_namespace(note))
 
     async def check(self, sandbox_id: SandboxId, /) -> None:
         """Have the plugins look whether a sandbox is attached as they left it (CNI's CHECK).
@@ -160,7 +159,7 @@ class CniNetwork:
             raise BackendError(
                 f"network {note.network.name!r}: ADD gave {note.interface} no address: {result}"
             )
-        self._notes.write(replace(note, result=result))
+        await _off_loop(self._notes.write, replace(note, result=result))
         return _attachment(note, ips, result)
 
     async def _undo(self, note: Note, failure: BaseException) -> None:
@@ -177,7 +176,7 @@ class CniNetwork:
 
     async def _delete_and_forget(self, note: Note) -> None:
         await self._chain.delete(note)
-        self._notes.remove(note.sandbox_id)
+        await _off_loop(self._notes.remove, note.sandbox_id)
 
     async def _still_there(self, request: AttachRequest) -> Attachment | None:
         """Return what a sandbox already has, if CHECK confirms it; take it back otherwise."""
@@ -215,6 +214,16 @@ class CniNetwork:
         """Wait for the collection: an attachment made meanwhile would be collected."""
         if self._collecting is not None:
             await asyncio.wait([self._collecting])
+
+
+async def _off_loop(function: Callable[..., None], *arguments: object) -> None:
+    """Wait for the disk without holding up everybody else; a cancelled caller waits, too."""
+    work = asyncio.ensure_future(asyncio.to_thread(function, *arguments))
+    try:
+        await asyncio.shield(work)
+    except asyncio.CancelledError:
+        await asyncio.wait([work])
+        raise
 
 
 def _attachment(note: Note, ips: tuple[str, ...], result: Mapping[str, object]) -> Attachment:
