@@ -23,7 +23,7 @@ log = logging.getLogger("polypod.streaming")
 
 STREAMS_S = 30.0
 """From the upgrade until a client has opened all its streams; Kubernetes' own limit."""
-_NUMBERS = {STDIN: 0, STDOUT: 1, STDERR: 2, ERROR: 3, RESIZE: 4}
+CHANNEL_NUMBERS = {STDIN: 0, STDOUT: 1, STDERR: 2, ERROR: 3, RESIZE: 4}
 """WebSocket channels (k8s.io/apimachinery, remotecommand)."""
 
 
@@ -43,10 +43,10 @@ class Session:
 
     async def _websocket_command(self, command: RemoteCommand) -> None:
         dialect = self.upgrade.dialect
-        link = ChannelLink(self.transport, dialect, len(_NUMBERS))
+        link = ChannelLink(self.transport, dialect, len(CHANNEL_NUMBERS))
         wanted = expected_streams(command.choice, dialect)
         channels: dict[str, Channel] = {}
-        for name, number in _NUMBERS.items():
+        for name, number in CHANNEL_NUMBERS.items():
             if name in wanted:
                 channels[name] = link.channels[number]
             else:
@@ -58,7 +58,7 @@ class Session:
     ) -> None:
         # An empty message tells the client that somebody is there, as Kubernetes' servers do it.
         first = next(name for name in (STDOUT, STDERR, ERROR) if name in channels)
-        await link.send(_NUMBERS[first], b"")
+        await link.send(CHANNEL_NUMBERS[first], b"")
         await CommandRun(command, channels, self.upgrade.dialect.json_status).run()
 
     async def _spdy_command(self, command: RemoteCommand) -> None:
