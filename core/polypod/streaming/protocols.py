@@ -39,7 +39,7 @@ class Dialect:
     base64: bool = False
     """WebSocket: text messages, their bytes in base64."""
     closes: bool = False
-    """WebSocket: either side may end one channel (version 5)."""
+    """WebSocket: the client may end one channel (version 5). Servers do not, clients would complain."""
     tunnel: bool = False
     """WebSocket: the messages carry a SPDY connection."""
 

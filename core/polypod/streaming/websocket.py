@@ -60,6 +60,7 @@ class WebSocket:
     def __init__(self, dialect: Dialect, *, client: bool = False) -> None:
         """Speak a dialect; in a tunnel everything is channel 0, and no byte names it."""
         self._dialect = dialect
+        self._is_client = client
         self._ws = Connection(ConnectionType.CLIENT if client else ConnectionType.SERVER)
         self._out = bytearray()
         self._channel: int | None = None
@@ -161,8 +162,8 @@ class WebSocket:
             return
 
     def end(self, channel: int) -> None:
-        """Send nothing more on a channel, where the dialect can say so."""
-        if self._dialect.closes:
+        """Send nothing more on a channel, where the dialect can say so: as a client in version 5."""
+        if self._dialect.closes and self._is_client:
             self.send(CLOSE_CHANNEL, bytes((channel,)))
 
     def close(self, code: int = NORMAL) -> None:
