@@ -20,7 +20,11 @@ ROOMS = ("blobs/sha256", "blobs/sha512", "layers", "work")
 @pytest.fixture(scope="session", autouse=True)
 def grpc_is_awake():
     """gRPC opens descriptors with its first channel: before tests are compared, and until the end."""
-    grpc.aio.init_grpc_aio()
+
+    async def wake() -> None:
+        grpc.aio.init_grpc_aio()
+
+    asyncio.run(wake())
 
 
 class Stores:

@@ -141,7 +141,8 @@ async def test_a_broken_transfer_goes_on_where_it_stopped(store, liar):
     assert offsets[0] == 0
     assert offsets == sorted(set(offsets))
     assert size - offsets[-1] <= 1_500_000
-    assert len(offsets) == 4
+    # What was on its way when the connection broke may be lost, but not the whole of it.
+    assert 4 <= len(offsets) <= 8
 
 
 async def test_a_registry_that_ignores_ranges_is_read_again_from_the_start(store, liar):

@@ -21,7 +21,7 @@ from polypod_image.registry.failures import RETRIED, Kind, RequestFailed, told
 from polypod_image.registry.hosts import Endpoint
 from polypod_image.registry.landing import Landing, in_thread
 
-PIECE: Final = 1 << 20
+PIECE: Final = 512 << 10
 """Bytes that are handed to a thread at a time."""
 _ENOUGH: Final = 1 << 20
 """Bytes after which a broken transfer counts as one that got on: its number of attempts begins anew."""

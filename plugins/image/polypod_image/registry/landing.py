@@ -77,8 +77,7 @@ class Landing:
     async def restart(self) -> None:
         """Forget what came so far."""
         await self._settle()
-        os.ftruncate(self._file, 0)
-        os.lseek(self._file, 0, os.SEEK_SET)
+        await in_thread(self._pool, self._empty)
         self._hash = hasher(self.digest)
         self.offset = 0
         self.resumed = False
@@ -100,9 +99,7 @@ class Landing:
         try:
             await self._settle()
         finally:
-            os.close(self._file)
-            self._file = -1
-            self._fresh.unlink(missing_ok=True)
+            await in_thread(self._pool, self._drop)
 
     async def _settle(self) -> None:
         writing, self._writing = self._writing, None
@@ -122,6 +119,15 @@ class Landing:
         view = memoryview(piece)
         while view:
             view = view[os.write(self._file, view) :]
+
+    def _empty(self) -> None:
+        os.ftruncate(self._file, 0)
+        os.lseek(self._file, 0, os.SEEK_SET)
+
+    def _drop(self) -> None:
+        os.close(self._file)
+        self._file = -1
+        self._fresh.unlink(missing_ok=True)
 
     def _land(self, land: Callable[[Path, Digest], None]) -> None:
         os.fdatasync(self._file)

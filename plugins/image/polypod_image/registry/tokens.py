@@ -82,13 +82,20 @@ class Tokens:
                     return known
                 self._kept.pop(wanted, None)
                 token, life_s = await self._fetch(transport, endpoint, wanted)
-                self._kept[wanted] = token, self._now() + life_s * _MARGIN
-                while len(self._kept) > _KEPT:
-                    self._kept.popitem(last=False)
+                self._keep(wanted, token, life_s * _MARGIN)
                 return token
         finally:
             if not lock.locked():
                 self._locks.pop(wanted, None)
+
+    def _keep(self, wanted: TokenRequest, token: str, life_s: float) -> None:
+        """Keep a token; old ones go, and with them the credentials that they were asked with."""
+        now = self._now()
+        for each in [each for each, (_, until) in self._kept.items() if until <= now]:
+            del self._kept[each]
+        self._kept[wanted] = token, now + life_s
+        while len(self._kept) > _KEPT:
+            self._kept.popitem(last=False)
 
     async def _fetch(
         self, transport: Transport, endpoint: Endpoint, wanted: TokenRequest

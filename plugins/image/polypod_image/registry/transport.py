@@ -32,7 +32,8 @@ from polypod_image.registry.hosts import Endpoint, Tls
 from polypod_image.registry.origins import Origin, is_loopback, is_own, origin_of, why_not
 
 MAX_REDIRECTS: Final = 10
-_BUFFER: Final = 1 << 20
+_BUFFER: Final = 256 << 10
+"""Bytes that wait in a connection before the other side is slowed down (the library takes twice that)."""
 _REDIRECTS: Final = frozenset({301, 302, 303, 307, 308})
 _AGENT: Final = f"polypod/{polypod.__version__}"
 

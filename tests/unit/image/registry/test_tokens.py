@@ -108,6 +108,16 @@ async def test_only_some_tokens_are_kept():
     assert len(transport.urls) == 301
 
 
+async def test_a_token_that_is_over_is_forgotten_with_its_credential():
+    clock = Clock()
+    tokens, transport = Tokens(frozenset(), clock), FakeTransport(100)
+    await tokens.get(transport, REGISTRY, WANTED)
+    clock.now = 200
+    other = TokenRequest(WANTED.realm, "s", "repository:b:pull", NOBODY)
+    await tokens.get(transport, REGISTRY, other)
+    assert list(tokens._kept) == [other]
+
+
 def test_a_challenge_without_scope_is_for_the_repository():
     challenge = Challenge("bearer", {"realm": "https://t.example", "service": "s"})
     found = token_request(challenge, NOBODY, REGISTRY, "repository:x:pull")
