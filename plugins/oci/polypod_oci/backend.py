@@ -31,16 +31,15 @@ from polypod.plugin import (
     ProcessId,
     Resources,
     RuntimeContext,
-    SandboxDied,
     SandboxId,
     SandboxSpec,
     Session,
 )
-from polypod_oci import mounts
 from polypod_oci.calls import Calls
 from polypod_oci.cgroups import Cgroups
-from polypod_oci.inventory import Bundle, Container, Sandbox, SandboxFiles, take_process
+from polypod_oci.inventory import Bundle, Container, take_process
 from polypod_oci.options import read_options
+from polypod_oci.sandboxes import Sandboxes
 from polypod_oci.sessions import ExecSession
 from polypod_oci.tool import Tool
 from polypod_oci.usage import read_usage
@@ -72,28 +71,25 @@ class OciBackend:
         self._supervisor = context.supervisor
         self._calls = calls
         self._cgroups = cgroups
-        self._files = SandboxFiles(context.state / "sandboxes")
-        self._sandboxes: dict[SandboxId, Sandbox] = {}
-        self._containers: dict[ContainerId, Container] = {}
         self._events: asyncio.Queue[BackendEvent] = asyncio.Queue()
+        self._sandboxes = Sandboxes(
+            context.state / "sandboxes", cgroups, context.cgroup_parent, self._events.put_nowait
+        )
+        self._containers: dict[ContainerId, Container] = {}
         self._watches: dict[ProcessId, asyncio.Task[None]] = {}
 
     # Sandboxes
 
     async def create_sandbox(self, spec: SandboxSpec, /) -> None:
-        """See `RuntimeBackend.create_sandbox`; the runtime makes cgroups with the first container."""
-        held = spec.namespaces.fds if spec.namespaces is not None else {}
-        sandbox = Sandbox(spec.id, spec.cgroup, spec.directory / "shm", "pid" in held)
-        self._files.write(sandbox)
-        self._sandboxes[spec.id] = sandbox
-        self._watch_init(sandbox)
+        """See `RuntimeBackend.create_sandbox`."""
+        await self._sandboxes.create(spec)
 
     async def stop_sandbox(self, sandbox_id: SandboxId, /) -> None:
         """See `RuntimeBackend.stop_sandbox`."""
-        sandbox = self._sandboxes.get(sandbox_id)
+        sandbox = self._sandboxes.known.get(sandbox_id)
         if sandbox is None:
             return
-        self._unwatch(_init_of(sandbox_id))
+        self._sandboxes.unwatch(sandbox_id)
         alive = [each for each in self._of(sandbox_id) if each.exit is None]
         for container in alive:
             await self._end(container)
@@ -103,25 +99,18 @@ class OciBackend:
 
     async def remove_sandbox(self, sandbox_id: SandboxId, /) -> None:
         """See `RuntimeBackend.remove_sandbox`."""
-        sandbox = self._sandboxes.get(sandbox_id)
+        sandbox = self._sandboxes.known.get(sandbox_id)
         if sandbox is None:
             return
         for container in self._of(sandbox_id):
             await self.delete(container.id)
-        await asyncio.to_thread(self._unmake_sandbox, sandbox)
-        self._sandboxes.pop(sandbox_id, None)
-
-    def _unmake_sandbox(self, sandbox: Sandbox) -> None:
-        mounts.unmount(sandbox.shm)
-        if sandbox.cgroup:
-            self._cgroups.remove(sandbox.cgroup)
-        self._files.remove(sandbox.id)
+        await self._sandboxes.remove(sandbox)
 
     # Containers
 
     async def create(self, spec: ContainerSpec, /) -> None:
         """See `RuntimeBackend.create`."""
-        if spec.sandbox.id not in self._sandboxes:
+        if spec.sandbox.id not in self._sandboxes.known:
             raise NotFound(f"sandbox {spec.sandbox.id}: not in handler {self._handler!r}")
         if spec.id in self._containers:
             raise AlreadyExists(f"container {spec.id}: exists in handler {self._handler!r}")
@@ -200,7 +189,7 @@ class OciBackend:
     async def list(self) -> Inventory:
         """See `RuntimeBackend.list`."""
         return Inventory(
-            {each.id: not each.dead for each in self._sandboxes.values()},
+            {each.id: not each.dead for each in self._sandboxes.known.values()},
             {each.id: each.status() for each in self._containers.values()},
         )
 
@@ -211,6 +200,7 @@ class OciBackend:
 
     async def close(self) -> None:
         """See `RuntimeBackend.close`."""
+        await self._sandboxes.close()
         watches = [*self._watches.values()]
         for watch in watches:
             watch.cancel()
@@ -247,23 +237,13 @@ class OciBackend:
     async def restore(self) -> None:
         """Take over what carries this handler's name; remove what was only half made."""
         live = {each.process_id: each for each in await self._supervisor.processes()}
-        pinned = set(await self._supervisor.list_namespaces())
         for found in live.values():
             if found.labels.get("handler") == self._handler and found.labels["kind"] != "container":
                 # Whoever asked for it is gone with the last daemon.
                 await self._calls.tool.end(found.process_id)
-        for sandbox in list(self._files.read()):
-            self._restore_sandbox(sandbox, live.get(_init_of(sandbox.id)), sandbox.id in pinned)
+        await self._sandboxes.restore(self._supervisor)
         for bundle in self._calls.bundles():
             await self._restore_container(bundle, live.get(ProcessId(bundle.path.name)))
-
-    def _restore_sandbox(self, sandbox: Sandbox, init: LiveProcess | None, pinned: bool) -> None:
-        self._sandboxes[sandbox.id] = sandbox
-        gone = not pinned or (init is not None and init.exit is not None)
-        if sandbox.has_init and gone:
-            sandbox.dead = True
-        else:
-            self._watch_init(sandbox)
 
     async def _restore_container(self, bundle: Bundle, found: LiveProcess | None) -> None:
         container = bundle.read()
@@ -300,20 +280,6 @@ class OciBackend:
         container.oom_killed = kills > 0 and status.code != 0
         container.exit = status
 
-    def _watch_init(self, sandbox: Sandbox) -> None:
-        if sandbox.has_init:
-            self._spawn(_init_of(sandbox.id), self._await_init(sandbox))
-
-    async def _await_init(self, sandbox: Sandbox) -> None:
-        try:
-            await self._supervisor.wait(_init_of(sandbox.id))
-        except NotFound:
-            _log.warning("sandbox %s: its init is not known to the supervisor", sandbox.id)
-            return
-        sandbox.dead = True
-        reason = "the init of its process namespace was killed"
-        self._events.put_nowait(SandboxDied(sandbox.id, reason))
-
     def _spawn(self, process_id: ProcessId, work: Coroutine[None, None, None]) -> None:
         task = asyncio.get_running_loop().create_task(work, name=f"wait {process_id[:12]}")
         self._watches[process_id] = task
@@ -324,11 +290,6 @@ class OciBackend:
             del self._watches[process_id]
         if not task.cancelled() and task.exception() is not None:
             _log.error("process %s: waiting failed", process_id, exc_info=task.exception())
-
-    def _unwatch(self, process_id: ProcessId) -> None:
-        task = self._watches.get(process_id)
-        if task is not None:
-            task.cancel()
 
     async def _gone(self, container: Container) -> None:
         """Return when a killed container's exit is noted."""
@@ -367,7 +328,3 @@ def _describe(spec: ContainerSpec) -> Container:
     pid = next((each for each in spec.config.linux.namespaces if each.type == "pid"), None)
     own = pid is not None and not pid.path
     return Container(spec.id, spec.sandbox.id, spec.cgroup, own)
-
-
-def _init_of(sandbox_id: SandboxId) -> ProcessId:
-    return ProcessId(f"init-{sandbox_id}")

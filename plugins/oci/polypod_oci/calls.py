@@ -27,7 +27,6 @@ from polypod.plugin import (
     Supervisor,
     Unsupported,
 )
-from polypod.plugin.oci import OciConfig
 from polypod.spec.resources import CgroupFacts, oci_resources
 from polypod_oci import config as documents
 from polypod_oci import mounts
@@ -76,7 +75,7 @@ class Calls:
             BackendError: the host refused something.
             Unsupported: the configuration has what this runtime cannot do.
         """
-        self._check(spec.config)
+        mounts.check_propagation(spec.config.mounts)
         bundle = self.bundle(spec.id)
         bundle.make(container)
         root = _mount_root(spec, bundle)
@@ -92,14 +91,6 @@ class Calls:
         )
         bundle.write("config.json", documents.config_text(document))
         return bundle
-
-    def _check(self, config: OciConfig) -> None:
-        for mount in config.mounts:
-            if "rshared" in mount.options and self.tool.mounts_apart:
-                raise Unsupported(
-                    f"mount {mount.destination}: bidirectional propagation: on this host {self.tool.name} "
-                    "runs in a mount namespace of its own, because it refuses hybrid cgroups"
-                )
 
     async def create(
         self, bundle: Bundle, stdio: Stdio, process_id: ProcessId, labels: Mapping[str, str]
@@ -193,7 +184,7 @@ class Calls:
         group = f"{container.cgroup}/exec-{short}" if self._exec_groups else ""
         try:
             if group:
-                await asyncio.to_thread(self._cgroups.make, group)
+                await asyncio.to_thread(self._cgroups.make_child, group)
                 words += ["--cgroup", f"exec-{short}"]
             await self._with_console(words, container.id, bundle, spec.stdio, f"exec-{short}")
             pid = _pid(pid_file, self.tool.name)

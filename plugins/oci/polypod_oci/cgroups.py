@@ -20,6 +20,7 @@ from typing import Final
 from polypod.plugin import BackendError
 
 _V1: Final = ("pids", "memory", "freezer", "devices", "cpu", "cpuacct", "cpuset", "blkio")
+_KUBELET_MANAGES: Final = ("cpu", "cpuacct", "cpuset", "memory", "pids", "hugetlb", "name=systemd")
 _REMOVE_TRIES: Final = 100
 
 
@@ -63,7 +64,22 @@ class Cgroups:
         return None if mount is None else mount / path.strip("/") / name
 
     def make(self, path: str) -> None:
-        """Make a cgroup below one that the runtime has made, in every hierarchy that has its parent."""
+        """Make a cgroup, and what is missing above it, in every hierarchy."""
+        for mount in dict.fromkeys(self._mounts):
+            self._make(mount, mount / path.strip("/"))
+
+    def _make(self, mount: Path, directory: Path) -> None:
+        if directory.is_dir():
+            return
+        if directory.parent != mount:
+            self._make(mount, directory.parent)
+        directory.mkdir(exist_ok=True)
+        _inherit_cpuset(directory)
+        if self.version == 2:
+            _delegate(directory.parent)
+
+    def make_child(self, path: str) -> None:
+        """Make a cgroup wherever the runtime has made its parent."""
         for mount in dict.fromkeys(self._mounts):
             directory = mount / path.strip("/")
             if directory.parent.is_dir():
@@ -76,8 +92,10 @@ class Cgroups:
         for directory in _walk(self.tracking / path.strip("/")):
             try:
                 found += map(int, (directory / "cgroup.procs").read_text().split())
-            except FileNotFoundError:
-                continue
+            except OSError as error:
+                # One that is removed at this moment has no such file, or no such device.
+                if error.errno not in (errno.ENOENT, errno.ENODEV):
+                    raise
         return found
 
     def kill(self, path: str, signal: int) -> None:
@@ -110,6 +128,21 @@ class Cgroups:
             except OSError:
                 continue
 
+    def remove_empty_parents(self, path: str, keep: str) -> None:
+        """Remove the empty cgroups above a removed one, where no kubelet does that.
+
+        A kubelet makes and removes its pods' parents in the hierarchies that it manages; in the others
+        they are ours. Our own parent, ``keep``, stays.
+        """
+        parent = Path(path.strip("/")).parent
+        ours = Path(keep.strip("/"))
+        if self.version == 2 or ours == parent or ours in parent.parents:
+            return
+        managed = {self._controllers.get(name) for name in _KUBELET_MANAGES}
+        for mount in dict.fromkeys(self._mounts):
+            if mount not in managed:
+                _remove_upwards(mount, mount / parent)
+
     def oom_kills(self, path: str) -> int:
         """Return how often the kernel has killed for memory in a cgroup and below it."""
         name = "memory.oom_control" if self.version == 1 else "memory.events"
@@ -139,6 +172,24 @@ def _inherit_cpuset(directory: Path) -> None:
         source = directory.parent / name
         if source.exists() and (text := source.read_text().strip()):
             (directory / name).write_text(text)
+
+
+def _delegate(parent: Path) -> None:
+    """Give children the controllers that the parent has; one that cannot be given is left out."""
+    for name in (parent / "cgroup.controllers").read_text().split():
+        try:
+            (parent / "cgroup.subtree_control").write_text(f"+{name}")
+        except OSError:
+            continue
+
+
+def _remove_upwards(mount: Path, directory: Path) -> None:
+    while directory != mount:
+        try:
+            directory.rmdir()
+        except OSError:
+            return
+        directory = directory.parent
 
 
 def _rmdir(directory: Path) -> None:

@@ -1,4 +1,4 @@
-"""What the backend knows of its sandboxes and containers; a restart reads it back from small files.
+"""What the backend knows of its containers; a restart reads it back from small files.
 
 A container is its bundle: ``config.json``, ``rootfs``, a note of ours, and a mark once it was started. Its
 process is found by the id, which keeper and supervisor know, too.
@@ -11,7 +11,6 @@ import json
 import os
 import select
 import shutil
-from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -24,18 +23,7 @@ from polypod.plugin import (
     ProcessId,
     SandboxId,
 )
-
-
-@dataclass(slots=True)
-class Sandbox:
-    """One sandbox."""
-
-    id: SandboxId
-    cgroup: str
-    shm: Path
-    has_init: bool
-    """A pid namespace is pinned: when its init dies, the sandbox is dead."""
-    dead: bool = False
+from polypod_oci.sandboxes import read_facts
 
 
 @dataclass(slots=True)
@@ -113,7 +101,7 @@ class Bundle:
 
     def read(self) -> Container:
         """Return what was noted; of half a note what it says."""
-        facts = _facts(self.path / "note")
+        facts = read_facts(self.path / "note")
         return Container(
             ContainerId(self.path.name),
             SandboxId(str(facts.get("sandbox", ""))),
@@ -157,40 +145,3 @@ def _pidfd(pid: int, start_time: int) -> int:
         return -1
     os.close(fd)
     return -1
-
-
-class SandboxFiles:
-    """The sandboxes' small files below the handler's state directory."""
-
-    def __init__(self, directory: Path) -> None:
-        self._directory = directory
-        directory.mkdir(mode=0o700, exist_ok=True)
-
-    def write(self, sandbox: Sandbox) -> None:
-        """Note a sandbox before anything of it is made."""
-        facts = {"cgroup": sandbox.cgroup, "shm": str(sandbox.shm), "init": sandbox.has_init}
-        (self._directory / sandbox.id).write_text(json.dumps(facts))
-
-    def remove(self, sandbox_id: SandboxId) -> None:
-        """Forget a sandbox; an unknown one is fine."""
-        (self._directory / sandbox_id).unlink(missing_ok=True)
-
-    def read(self) -> Iterator[Sandbox]:
-        """Yield what an earlier daemon noted; half a note is a sandbox to be removed."""
-        for path in self._directory.iterdir():
-            facts = _facts(path)
-            yield Sandbox(
-                SandboxId(path.name),
-                str(facts.get("cgroup", "")),
-                Path(str(facts.get("shm", "/nonexistent"))),
-                bool(facts.get("init")),
-                dead=not facts,
-            )
-
-
-def _facts(path: Path) -> Mapping[str, object]:
-    try:
-        found = json.loads(path.read_text())
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}

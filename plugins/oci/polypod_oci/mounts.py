@@ -13,7 +13,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
-from polypod.plugin import BackendError, OverlayRootfs
+from polypod.plugin import BackendError, InvalidArgument, OverlayRootfs
+from polypod.plugin.oci import OciMount
 
 # linux/mount.h
 _NOSUID: Final = 0x2
@@ -53,6 +54,53 @@ def mount_shared_memory(target: Path) -> None:
     target.mkdir(mode=0o700, exist_ok=True)
     if not target.is_mount():
         _mount("tmpfs", target, _NOSUID | _NODEV | _NOEXEC, ["mode=1777", "size=65536k"])
+
+
+_NEEDS: Final = {
+    "shared": ("shared:",),
+    "rshared": ("shared:",),
+    "slave": ("shared:", "master:"),
+    "rslave": ("shared:", "master:"),
+}
+"""Propagation of a mount → what its source must be a part of, as mountinfo tells it."""
+
+
+def check_propagation(wanted: Sequence[OciMount], mountinfo: str | None = None) -> None:
+    """Refuse what a runtime would do in silence: on a private mount nothing can propagate.
+
+    Raises:
+        InvalidArgument: a source lies on such a mount.
+    """
+    table: dict[int, str] = {}
+    for mount in wanted:
+        for option in mount.options:
+            if option not in _NEEDS:
+                continue
+            table = table or _propagation(mountinfo)
+            have = table.get(_mount_id(mount.source), "")
+            if not any(word in have for word in _NEEDS[option]):
+                raise InvalidArgument(
+                    f"mount {mount.destination}: {mount.source} lies on a private mount, and {option} "
+                    "needs one that propagates: `mount --make-rshared` it first"
+                )
+
+
+def _propagation(mountinfo: str | None) -> dict[int, str]:
+    text = Path("/proc/self/mountinfo").read_text() if mountinfo is None else mountinfo
+    rows = (line.split(" - ")[0].split() for line in text.splitlines())
+    return {int(row[0]): " ".join(row[6:]) for row in rows}
+
+
+def _mount_id(path: str) -> int:
+    try:
+        fd = os.open(path, os.O_PATH | os.O_CLOEXEC)
+    except OSError as error:
+        raise BackendError(f"{path}: {error.strerror}") from error
+    try:
+        lines = Path(f"/proc/self/fdinfo/{fd}").read_text().splitlines()
+    finally:
+        os.close(fd)
+    return next((int(line.split()[1]) for line in lines if line.startswith("mnt_id:")), -1)
 
 
 def unmount(target: Path) -> None:

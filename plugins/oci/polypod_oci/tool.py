@@ -22,10 +22,14 @@ _log = logging.getLogger(__name__)
 _ENVIRONMENT: Final = ["PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"]
 _UNIFIED: Final = Path("/sys/fs/cgroup/unified")
 _HIDE_UNIFIED: Final = (
-    *("unshare", "--mount", "--propagation", "slave"),
-    *("sh", "-c", f'umount {_UNIFIED} && exec "$@"', "sh"),
+    *("unshare", "--mount", "--propagation", "unchanged", "sh", "-c"),
+    f'mount --make-private {_UNIFIED.parent} && umount {_UNIFIED} && exec "$@"',
+    "sh",
 )
-"""crun refuses hybrid cgroups as a whole: it runs where it does not see the second hierarchy."""
+"""crun refuses hybrid cgroups as a whole: it runs where it does not see the second hierarchy.
+
+All other mounts stay as they are, so that what a container mounts on a shared volume arrives on the host.
+"""
 
 
 @dataclass(slots=True)
@@ -53,18 +57,13 @@ class Tool:
         self.name = options.name
         self._supervisor = supervisor
         self._labels = {"handler": handler, "kind": "tool"}
-        self._hidden = options.name == "crun" and _UNIFIED.is_dir()
+        hides = options.name == "crun" and _UNIFIED.is_mount()
         self._words = (
-            *(_HIDE_UNIFIED if self._hidden else ()),
+            *(_HIDE_UNIFIED if hides else ()),
             options.path,
             *("--root", str(options.root)),
             *options.arguments,
         )
-
-    @property
-    def mounts_apart(self) -> bool:
-        """Tell whether it runs in a mount namespace of its own: nothing can propagate to the host."""
-        return self._hidden
 
     async def facts(self) -> tuple[Facts, bool]:
         """Ask the binary for its features, and whether its execs can have a child cgroup."""

@@ -45,7 +45,11 @@ def configuration(place: Path, handlers: tuple[str, ...]) -> Path:
 @pytest.fixture(scope="session", autouse=True)
 def grpc_stays_open() -> None:
     """Keep gRPC's own sockets for the whole run: a test that opens them first would seem to leak them."""
-    grpc.aio.init_grpc_aio()
+
+    async def begin() -> None:
+        grpc.aio.init_grpc_aio()
+
+    asyncio.run(begin())
 
 
 @pytest.fixture(
