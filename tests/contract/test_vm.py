@@ -10,6 +10,7 @@ import pytest
 from support.vm import VmSubject, busybox_image
 
 from polypod.processes.host import ProcessHost
+from polypod.testing import suite
 from polypod.testing.runtime_suite import CHECKS, Outcome, run_check
 from polypod_vm.plugin import missing
 
@@ -17,9 +18,16 @@ pytestmark = [
     pytest.mark.needs_root,
     pytest.mark.needs_busybox,
     pytest.mark.slow,
+    pytest.mark.timeout(300),
     pytest.mark.skipif(bool(missing()), reason="; ".join(missing())),
     pytest.mark.skipif(shutil.which("mkfs.erofs") is None, reason="mkfs.erofs is not installed"),
 ]
+
+
+@pytest.fixture(autouse=True)
+def patient(monkeypatch):
+    """An emulated guest on a busy host boots slowly; nothing is measured against this."""
+    monkeypatch.setattr(suite, "PATIENCE_S", 90.0)
 
 
 @pytest.fixture(scope="module")

@@ -236,6 +236,8 @@ class Bridge:
             else:
                 self._discard(name, process)
             answer({"pid": process.pid}, error)
+            if process.early_exit is not None:
+                self._exited(name, process.early_exit)
 
         self.peers.launch(name, plan, opened.fds, launched, hold=hold)
         opened.close()
@@ -349,9 +351,9 @@ class Bridge:
                 sink.close()
         if process.kind == "container":
             roots.remove_root(name)
+        self.peers.tell({"op": "forget" if process.pidfd >= 0 else "abort", "process": name})
         if process.pidfd >= 0:
             os.close(process.pidfd)
-        self.peers.tell({"op": "forget", "process": name})
 
     def update(self, message: Message, _answer: Answer) -> Message:
         """Change limits, all or none."""
@@ -385,6 +387,10 @@ class Bridge:
     def _exited(self, name: str, record: Message) -> None:
         process = self.processes.get(name)
         if process is None or process.exit is not None:
+            return
+        if process.pidfd < 0:
+            # Told behind the answer to its launch: who is told of an exit may forget the process.
+            process.early_exit = record
             return
         process.exit = record
         if process.kind == "container" and not process.own_pids:

@@ -17,6 +17,7 @@ class Process:
 
     __slots__ = (
         "cgroup",
+        "early_exit",
         "exit",
         "group",
         "kind",
@@ -37,6 +38,8 @@ class Process:
         self.started = False
         self.streams: list[int] = []
         self.exit: Message | None = None
+        self.early_exit: Message | None = None
+        """It ended before the supervisor had answered its launch."""
         self.oom = False
 
     def describe(self) -> Message:
