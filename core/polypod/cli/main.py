@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 
 import polypod
-from polypod.cli import completion, images, pods, processes, running, serving
+from polypod.cli import completion, forwarding, images, pods, processes, running, serving
 from polypod.cli.command import Command, Usage
 from polypod.cli.extensions import plugin_commands
 from polypod.client import CriError
@@ -46,6 +46,7 @@ def commands() -> tuple[Command, ...]:
         *pods.COMMANDS,
         *running.COMMANDS,
         *processes.COMMANDS,
+        *forwarding.COMMANDS,
         *images.COMMANDS,
         *completion.COMMANDS,
     )

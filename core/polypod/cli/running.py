@@ -112,6 +112,7 @@ def container_config(args: argparse.Namespace, name: str) -> pb.ContainerConfig:
         envs=[_env(text) for text in args.env],
         mounts=[_mount(text) for text in args.mount],
         log_path=f"{name}.log",
+        stdin=args.stdin,
         tty=args.tty,
         linux=pb.LinuxContainerConfig(resources=limits, security_context=context),
     )
@@ -153,7 +154,8 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--cpu", type=float, help="limit in processors, such as 0.5")
     parser.add_argument("--user", "-u", type=int, help="numeric user id")
     parser.add_argument("--workdir", "-w", default="", help="working directory")
-    parser.add_argument("--tty", action="store_true", help="give it a terminal")
+    parser.add_argument("--stdin", "-i", action="store_true", help="with a stdin to attach to")
+    parser.add_argument("--tty", "-t", action="store_true", help="give it a terminal")
     parser.add_argument("image", help="image id, tag, or oci:PATH")
     parser.add_argument("cmd", nargs=argparse.REMAINDER, metavar="CMD …")
 

@@ -201,6 +201,47 @@ class CriClient:
         )
         return answer
 
+    async def exec_url(
+        self,
+        container_id: str,
+        command: Sequence[str],
+        *,
+        stdin: bool = False,
+        stdout: bool = False,
+        stderr: bool = False,
+        tty: bool = False,
+    ) -> str:
+        """Exec; returns the URL that leads to its streams, once and not for long."""
+        request = pb.ExecRequest(
+            container_id=container_id,
+            cmd=command,
+            stdin=stdin,
+            stdout=stdout,
+            stderr=stderr,
+            tty=tty,
+        )
+        return str((await self.call(self.runtime, "Exec", request)).url)
+
+    async def attach_url(
+        self,
+        container_id: str,
+        *,
+        stdin: bool = False,
+        stdout: bool = False,
+        stderr: bool = False,
+        tty: bool = False,
+    ) -> str:
+        """Attach; as `exec_url`."""
+        request = pb.AttachRequest(
+            container_id=container_id, stdin=stdin, stdout=stdout, stderr=stderr, tty=tty
+        )
+        return str((await self.call(self.runtime, "Attach", request)).url)
+
+    async def forward_url(self, sandbox_id: str, ports: Sequence[int] = ()) -> str:
+        """PortForward; as `exec_url`. Without ports any may be connected to."""
+        request = pb.PortForwardRequest(pod_sandbox_id=sandbox_id, port=ports)
+        return str((await self.call(self.runtime, "PortForward", request)).url)
+
     async def reopen_log(self, container_id: str) -> None:
         """ReopenContainerLog."""
         request = pb.ReopenContainerLogRequest(container_id=container_id)

@@ -280,6 +280,11 @@ def _container_info(container: Container) -> dict[str, object]:
         "state": record.state,
         "directory": str(container.directory),
         "chosenHandler": container.sandbox.record.chosen_handler,
+        "streams": {
+            "stdin": record.config.stdin,
+            "stdinOnce": record.config.stdin_once,
+            "tty": record.config.tty,
+        },
         "rootfs": repr(container.rootfs) if container.rootfs else "",
         "explain": container.explain.long(),
     }

@@ -158,8 +158,11 @@ class RemoteCommand(Protocol):
 
     choice: StreamChoice
 
-    async def open(self) -> Conversation:
+    async def open(self, size: tuple[int, int] | None = None, /) -> Conversation:
         """Start it.
+
+        Args:
+            size: of the terminal, (width, height) in characters, where it is known.
 
         Raises:
             PolypodError: it cannot be started (any more).

@@ -132,14 +132,14 @@ class RemoteExec:
             )
         return handler.backend
 
-    async def open(self) -> Conversation:
+    async def open(self, size: tuple[int, int] | None = None, /) -> Conversation:
         """See `RemoteCommand.open`."""
         backend = self.backend()
         container = self._container
         config = oci_config(self._heart, container)
         pipes = Pipes(self.choice)
         try:
-            process = _process(config.process, self._command, tty=self.choice.tty)
+            process = _process(config.process, self._command, tty=self.choice.tty, size=size)
             spec = ExecSpec(ExecId(new_id()), container.record.id, process, pipes.stdio, config)
             with step(container.explain, f"container {container.record.id}", "exec"):
                 session = await backend.exec(spec)
@@ -172,10 +172,17 @@ class RemoteAttach:
         self._heart = heart
         self._container = container
 
-    async def open(self) -> Conversation:
+    async def open(self, size: tuple[int, int] | None = None, /) -> Conversation:
         """See `RemoteCommand.open`."""
         _require_running(self._container, "attach")
-        return await AttachConversation.open(self._heart, self._container, self.choice)
+        joined = await AttachConversation.open(self._heart, self._container, self.choice)
+        if size is not None:
+            try:
+                await joined.resize(width=size[0], height=size[1])
+            except BaseException:
+                joined.close()
+                raise
+        return joined
 
 
 class SandboxForward:
@@ -215,12 +222,15 @@ class SandboxForward:
         return found
 
 
-def _process(own: Process, command: tuple[str, ...], *, tty: bool) -> Process:
+def _process(
+    own: Process, command: tuple[str, ...], *, tty: bool, size: tuple[int, int] | None
+) -> Process:
     """Return what an exec runs: the container's own process with another command."""
     env = own.env
     if tty and not any(entry.startswith("TERM=") for entry in env):
         env = (*env, "TERM=xterm")
-    return replace(own, args=command, terminal=tty, env=env)
+    height_width = (size[1], size[0]) if size is not None and tty else None
+    return replace(own, args=command, terminal=tty, env=env, console_size=height_width)
 
 
 def _require_running(container: Container, what: str) -> None:

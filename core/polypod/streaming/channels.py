@@ -87,7 +87,8 @@ class SpdyLink:
         self._opened = opened
         self._channels: dict[int, SpdyChannel] = {}
         self._window = asyncio.Event()
-        self._over = False
+        self.over = asyncio.Event()
+        """The peer has left."""
 
     async def run(self) -> None:
         """Read until the peer leaves.
@@ -103,7 +104,7 @@ class SpdyLink:
                 finally:
                     self._flush()
         finally:
-            self._over = True
+            self.over.set()
             for channel in self._channels.values():
                 channel.closed()
             self._wake_senders()
@@ -155,7 +156,7 @@ class SpdyLink:
         Raises:
             Gone: it refused, or has left.
         """
-        if self._over:
+        if self.over.is_set():
             raise Gone("the connection has ended")
         number = self._spdy.open(headers)
         channel = self._channels[number] = SpdyChannel(self, number, headers)
@@ -167,7 +168,7 @@ class SpdyLink:
 
     async def send(self, number: int, data: bytes) -> int:
         """Send what may be sent of these bytes, return how many; waits where nothing may."""
-        if self._over:
+        if self.over.is_set():
             raise Gone("the connection has ended")
         window = self._window
         count = self._spdy.send(number, data)
@@ -211,7 +212,7 @@ class SpdyLink:
         self._flush()
 
     def _flush(self) -> None:
-        if not self._over:
+        if not self.over.is_set():
             self._transport.write(self._spdy.bytes_to_send())
 
 

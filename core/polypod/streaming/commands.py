@@ -4,27 +4,28 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import logging
 from asyncio import Future
+from collections import deque
 from collections.abc import Coroutine, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeGuard
+from typing import Any
 
 from polypod.lifecycle.ports import Conversation, RemoteCommand
 from polypod.plugin.errors import PolypodError
 from polypod.streaming import status
 from polypod.streaming.channels import Channel
 from polypod.streaming.descriptors import Source, write_all
-from polypod.streaming.errors import Gone
+from polypod.streaming.errors import Gone, ProtocolError
 from polypod.streaming.inbox import Inbox
+from polypod.streaming.sizes import Sizes
 from polypod.streaming.tasks import settle
 
 log = logging.getLogger("polypod.streaming")
 
 ERROR, STDIN, STDOUT, STDERR, RESIZE = "error", "stdin", "stdout", "stderr", "resize"
-_SIZE_BYTES = 4096
-"""Of one size in JSON; real ones have thirty."""
+_FIRST_SIZE_S = 0.1
+"""A program that asks for the size of its terminal at once shall find it."""
 _TERMINAL_SETTLES_S = 0.02
 """A pty hands on what was written behind the writer's back; pipes do not."""
 
@@ -45,12 +46,14 @@ class CommandRun:
                 await self.channels[ERROR].write(report)
 
     async def _report(self) -> bytes:
+        sizes = _SizeQueue(self.channels[RESIZE].inbox) if RESIZE in self.channels else None
         try:
-            conversation = await self.command.open()
+            size = await sizes.first() if sizes else None
+            conversation = await self.command.open(size)
         except (PolypodError, OSError) as error:
             return status.failed(str(error), as_json=self.json_status)
         try:
-            code = await _Talk(conversation, self.channels).run()
+            code = await _Talk(conversation, self.channels, sizes).run()
         except BaseException as error:
             with contextlib.suppress(PolypodError, OSError):
                 await asyncio.shield(asyncio.ensure_future(conversation.abandon()))
@@ -65,9 +68,15 @@ class CommandRun:
 class _Talk:
     """The copying tasks of one conversation."""
 
-    def __init__(self, conversation: Conversation, channels: Mapping[str, Channel]) -> None:
+    def __init__(
+        self,
+        conversation: Conversation,
+        channels: Mapping[str, Channel],
+        sizes: _SizeQueue | None,
+    ) -> None:
         self._conversation = conversation
         self._channels = channels
+        self._sizes = sizes
         ends = conversation.ends
         self._has_terminal = STDIN in ends and ends[STDIN] == ends.get(STDOUT)
         self._sources = {name: Source(fd) for name, fd in ends.items() if name != STDIN}
@@ -93,8 +102,8 @@ class _Talk:
         found = []
         if STDIN in self._channels:
             found.append(self._copy_in(self._channels[STDIN].inbox))
-        if RESIZE in self._channels:
-            found.append(self._resize(self._channels[RESIZE].inbox))
+        if self._sizes is not None:
+            found.append(self._resize(self._sizes))
         return found
 
     async def _over(
@@ -137,34 +146,41 @@ class _Talk:
         self._conversation.close_stdin()
         inbox.discard()
 
-    async def _resize(self, inbox: Inbox) -> None:
-        decoder = json.JSONDecoder()
-        text = ""
-        while data := await inbox.get():
-            text = (text + data.decode(errors="replace")).lstrip()
-            while text:
-                try:
-                    size, end = decoder.raw_decode(text)
-                except ValueError:
-                    break
-                text = text[end:].lstrip()
-                await self._set_size(size)
-            if len(text) > _SIZE_BYTES:
-                log.info("stream: sizes of a terminal that are no JSON")
-                break
-        inbox.discard()
+    async def _resize(self, sizes: _SizeQueue) -> None:
+        while (size := await sizes.get()) is not None:
+            width, height = size
+            try:
+                await self._conversation.resize(width=width, height=height)
+            except (PolypodError, OSError) as error:
+                log.info("stream: resize to %dx%d: %s", width, height, error)
 
-    async def _set_size(self, size: object) -> None:
-        if not isinstance(size, dict):
-            return
-        width, height = size.get("Width"), size.get("Height")
-        if not _is_size(width) or not _is_size(height):
-            return
+
+class _SizeQueue:
+    """The sizes that a client sends on a channel."""
+
+    def __init__(self, inbox: Inbox) -> None:
+        self._inbox = inbox
+        self._sizes = Sizes()
+        self._ready: deque[tuple[int, int]] = deque()
+
+    async def get(self) -> tuple[int, int] | None:
+        """Return the next size; None if there will be none."""
+        while not self._ready:
+            data = await self._inbox.get()
+            if not data:
+                return None
+            try:
+                self._ready.extend(self._sizes.feed(data))
+            except ProtocolError as error:
+                log.info("stream: %s", error)
+                self._inbox.discard()
+                return None
+        return self._ready.popleft()
+
+    async def first(self) -> tuple[int, int] | None:
+        """Return the size to begin with, if the client tells one at once, as terminals do."""
         try:
-            await self._conversation.resize(width=width, height=height)
-        except (PolypodError, OSError) as error:
-            log.info("stream: resize to %dx%d: %s", width, height, error)
-
-
-def _is_size(value: object) -> TypeGuard[int]:
-    return isinstance(value, int) and not isinstance(value, bool) and 0 < value < 65536
+            async with asyncio.timeout(_FIRST_SIZE_S):
+                return await self.get()
+        except TimeoutError:
+            return None

@@ -148,6 +148,10 @@ class ForwardClient:
         self._link = link
         self._requests = 0
 
+    async def ended(self) -> None:
+        """Return when the server has left."""
+        await self._link.over.wait()
+
     async def connect(self, port: int) -> tuple[SpdyChannel, SpdyChannel]:
         """Return the streams (data, error) of one connection; what comes on error is a failure."""
         headers = {"port": str(port), "requestid": str(self._requests)}

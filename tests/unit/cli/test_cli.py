@@ -63,7 +63,7 @@ def test_ps_json(served, capsys):
 
 
 def test_exec_answers_the_programs_code(served, capfd):
-    assert main([*served[1], "exec", "-t", "4", "c", "prog", "-x"]) == 3
+    assert main([*served[1], "exec", "--timeout", "4", "c", "prog", "-x"]) == 3
     assert capfd.readouterr() == ("out", "err")
     assert served[0].calls[-1] == ("exec_sync", "b" * 64, ("prog", "-x"), 4.0)
 
