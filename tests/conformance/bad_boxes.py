@@ -161,8 +161,10 @@ _KNOWN_ONLY = (
 
 
 def _named(call: str, value: str, **fields):
-    if call == "ExecSync":
+    if call in {"ExecSync", "Exec"}:
         fields.setdefault("cmd", ["true"])
+    if call in {"Exec", "Attach"}:
+        fields.setdefault("stdout", True)
     return getattr(pb, f"{call}Request")(container_id=value, **fields)
 
 
@@ -198,7 +200,7 @@ STATES = [
         Row(f"{call}: {state}", call,
             lambda w, call=call, state=state: _named(call, getattr(w, state)),
             "FAILED_PRECONDITION", ("not running",))
-        for call in ("ReopenContainerLog", "ExecSync")
+        for call in ("ReopenContainerLog", "ExecSync", "Exec", "Attach")
         for state in ("created", "exited")
     ),
     Row("exec: nothing", "ExecSync", lambda w: pb.ExecSyncRequest(container_id=w.running),
@@ -212,6 +214,23 @@ STATES = [
     Row("exec: program that is not there", "ExecSync",
         lambda w: _named("ExecSync", w.running, cmd=["/no/such/program"]), "UNKNOWN",
         ("/no/such/program",)),
+    *(
+        Row(f"{call}: {what}", call, lambda w, call=call, more=more: _named(call, w.running, **more),
+            "INVALID_ARGUMENT", words)
+        for call in ("Exec", "Attach")
+        for what, more, words in (
+            ("no stream", {"stdout": False}, ("stdin, stdout, stderr",)),
+            ("terminal with stderr", {"tty": True, "stderr": True}, ("stderr",)),
+        )
+    ),
+    Row("Exec: nothing", "Exec", lambda w: _named("Exec", w.running, cmd=[]), "INVALID_ARGUMENT",
+        ("cmd",)),
+    Row("Exec: NUL", "Exec", lambda w: _named("Exec", w.running, cmd=["a\0"]), "INVALID_ARGUMENT",
+        ("cmd", "NUL")),
+    Row("Attach: terminal to a container without", "Attach",
+        lambda w: _named("Attach", w.running, tty=True), "INVALID_ARGUMENT", ("tty",)),
+    Row("Attach: stdin to a container without", "Attach",
+        lambda w: _named("Attach", w.running, stdin=True), "INVALID_ARGUMENT", ("stdin",)),
     Row("list: unknown state", "ListContainers",
         lambda _w: pb.ListContainersRequest(
             filter=pb.ContainerFilter(state=pb.ContainerStateValue(state=9))),

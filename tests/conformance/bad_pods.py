@@ -128,7 +128,7 @@ def _other_content(world) -> pb.PodSandboxConfig:
     return config
 
 
-_POD_CALLS = ("StopPodSandbox", "RemovePodSandbox", "PodSandboxStatus")
+_POD_CALLS = ("StopPodSandbox", "RemovePodSandbox", "PodSandboxStatus", "PortForward")
 
 IDS = [
     Row(f"{call}: {what}", call, lambda _w, call=call, value=value: _named(call, value),
@@ -140,6 +140,19 @@ IDS = [
 LISTS = [
     Row("status: unknown id", "PodSandboxStatus", lambda _w: _named("PodSandboxStatus", UNKNOWN),
         "NOT_FOUND", (UNKNOWN,)),
+    Row("forward: unknown id", "PortForward", lambda _w: _named("PortForward", UNKNOWN),
+        "NOT_FOUND", (UNKNOWN,)),
+    Row("forward: stopped pod", "PortForward", lambda w: _named("PortForward", w.stopped),
+        "FAILED_PRECONDITION", ("ready",)),
+    *(
+        Row(f"forward: port {port}", "PortForward",
+            lambda w, port=port: pb.PortForwardRequest(pod_sandbox_id=w.ready, port=[80, port]),
+            "INVALID_ARGUMENT", ("port[1]",))
+        for port in (-1, 0, 65536)
+    ),
+    Row("forward: too many ports", "PortForward",
+        lambda w: pb.PortForwardRequest(pod_sandbox_id=w.ready, port=[80] * 100_000),
+        "INVALID_ARGUMENT", ("port",)),
     Row("list: unknown state", "ListPodSandbox",
         lambda _w: pb.ListPodSandboxRequest(
             filter=pb.PodSandboxFilter(state=pb.PodSandboxStateValue(state=9))),

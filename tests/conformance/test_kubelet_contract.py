@@ -1,7 +1,7 @@
 """The lines of F.2 that need no crash: what kubelets were seen to rely on, one test each.
 
-The others are in ``test_deadlines.py`` (16) and ``test_restart.py`` (14). Line 18 speaks of streams,
-which answer UNIMPLEMENTED (``test_server.py``).
+From 10 on they are in ``test_kubelet_contract_2.py``, 14 in ``test_restart.py``, 16 in
+``test_failures.py``.
 """
 
 from __future__ import annotations

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import http.client
 from collections import Counter
 from pathlib import Path
+from urllib.parse import SplitResult, urlsplit
 
 import pytest
 from conformance.pods import Pods, eventually, refused
@@ -187,6 +189,47 @@ async def test_f2_17_hostusers_false_is_refused_where_it_is_not_supported(pods, 
         await pods.run(security=context)
     for each in (await cri.status()).runtime_handlers:
         assert not each.features.user_namespaces
+
+
+# 18
+
+
+async def test_f2_18_a_url_that_nobody_visits_holds_nothing_up(pods: Pods, cri: CriClient, server):
+    pod = await pods.run()
+    box = await pod.start()
+    before = server.residue()
+    requests = {
+        "Exec": pb.ExecRequest(container_id=box, cmd=["sh"], stdin=True, stdout=True),
+        "Attach": pb.AttachRequest(container_id=box, stdout=True),
+        "PortForward": pb.PortForwardRequest(pod_sandbox_id=pod.id, port=[80]),
+    }
+    urls = [(await cri.call(cri.runtime, call, each)).url for call, each in requests.items()]
+    assert all(url.startswith("http") for url in urls)
+    assert len(set(urls)) == 3
+    # Nothing runs before somebody comes.
+    assert await asyncio.to_thread(server.settled, before) == {}
+    await cri.stop_sandbox(pod.id)
+    await cri.remove_sandbox(pod.id)
+    assert await cri.list_sandboxes() == []
+
+
+async def test_f2_18_a_url_works_once(pods: Pods, cri: CriClient):
+    pod = await pods.run()
+    box = await pod.start()
+    request = pb.ExecRequest(container_id=box, cmd=["true"], stdout=True)
+    url = urlsplit((await cri.call(cri.runtime, "Exec", request)).url)
+    codes = [await asyncio.to_thread(_visit, url) for _ in range(2)]
+    assert codes[0] != 404  # no upgrade was asked for, but the URL was known
+    assert codes[1] == 404
+
+
+def _visit(url: SplitResult) -> int:
+    connection = http.client.HTTPConnection(url.hostname or "", url.port, timeout=30)
+    try:
+        connection.request("POST", url.path)
+        return connection.getresponse().status
+    finally:
+        connection.close()
 
 
 # 19
