@@ -47,8 +47,9 @@ proto: setup  ## generate core/polypod/api/v1 from proto/
 	$(BIN)/python -m grpc_tools.protoc -Ipolypod/api/v1=proto/runtime/v1 --python_out=core \
 		--pyi_out=core --grpc_python_out=core polypod/api/v1/api.proto
 
-docs: setup  ## write the generated pages (state diagram)
+docs: setup  ## write the generated pages (state diagram, table of backends)
 	$(BIN)/python -m polypod.lifecycle.diagram > docs/lifecycle-states.md
+	$(BIN)/python -m polypod.boot.backends_page > docs/backends.md
 
 clean:  ## remove .venv and what tools left
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis bench/out

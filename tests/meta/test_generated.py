@@ -6,7 +6,10 @@ import sys
 import polypod_meta_tree as tree
 import pytest
 
+from polypod.boot import backends_page
 from polypod.lifecycle import diagram
+from polypod.registry import Registry
+from polypod.testing.runtime_suite import CHECKS
 
 OUT = tree.ROOT / "core" / "polypod" / "api" / "v1"
 
@@ -14,6 +17,24 @@ OUT = tree.ROOT / "core" / "polypod" / "api" / "v1"
 def test_the_state_diagram_is_current():
     page = tree.ROOT / "docs" / "lifecycle-states.md"
     assert page.read_text() == diagram.render(), "run `make docs`"
+
+
+def test_the_table_of_backends_is_current():
+    page = tree.ROOT / "docs" / "backends.md"
+    assert page.read_text() == backends_page.render(), "run `make docs`"
+
+
+def test_the_table_of_backends_has_every_declared_exception():
+    text = backends_page.render()
+    for kind in Registry.load().runtime_types.values():
+        for name, reason in kind.exceptions.items():
+            assert f"(`{name}`) | {reason} |" in text
+
+
+def test_exceptions_name_checks_that_exist():
+    names = {check.__name__ for check in CHECKS}
+    for kind in Registry.load().runtime_types.values():
+        assert set(kind.exceptions) <= names, kind.name
 
 
 def test_the_protobuf_code_is_current(tmp_path):

@@ -10,7 +10,7 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Mapping
 from contextlib import AsyncExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 from polypod.boot.namespace_paths import NamespacePaths
@@ -23,7 +23,7 @@ from polypod.lifecycle.views import HandlerView
 from polypod.plugin.errors import FailedPrecondition, PolypodError
 from polypod.plugin.images import ImageContext, ImageStore, ImageStoreType
 from polypod.plugin.network import Network, NetworkContext
-from polypod.plugin.runtime import RuntimeContext
+from polypod.plugin.runtime import Narrowed, RuntimeContext
 from polypod.registry import Registry
 
 log = logging.getLogger(__name__)
@@ -87,6 +87,8 @@ class Opener:
         )
         backend = await _opened(offered.open(context))
         self.closers.push_async_callback(backend.close)
+        if isinstance(backend, Narrowed):
+            offered = replace(offered, features=offered.features & backend.features)
         return Handler(name, offered, backend, store)
 
     async def _store(self, name: str) -> tuple[ImageStoreType, ImageStore]:

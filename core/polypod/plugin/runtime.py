@@ -238,6 +238,16 @@ class RuntimeBackend(Protocol):
         ...
 
 
+@runtime_checkable
+class Narrowed(Protocol):
+    """Optional: what a handler can do depends on its options, such as the binary that it runs."""
+
+    @property
+    def features(self) -> frozenset[Feature]:
+        """Those of the type's features that this handler has; the others are refused as if not declared."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class ExecSpec:
     """An extra process in a running container."""

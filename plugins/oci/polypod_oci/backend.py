@@ -25,6 +25,7 @@ from polypod.plugin import (
     ExecSpec,
     ExitStatus,
     FailedPrecondition,
+    Feature,
     Inventory,
     LiveProcess,
     NotFound,
@@ -64,7 +65,7 @@ async def open_backend(context: RuntimeContext) -> OciBackend:
 
 
 class OciBackend:
-    """Implements `RuntimeBackend`, `Execs` and `StatsSource`."""
+    """Implements `RuntimeBackend`, `Narrowed`, `Execs` and `StatsSource`."""
 
     def __init__(self, context: RuntimeContext, calls: Calls, cgroups: Cgroups) -> None:
         self._handler = context.handler
@@ -77,6 +78,11 @@ class OciBackend:
         )
         self._containers: dict[ContainerId, Container] = {}
         self._watches: dict[ProcessId, asyncio.Task[None]] = {}
+
+    @property
+    def features(self) -> frozenset[Feature]:
+        """See `Narrowed.features`: what this binary says of itself."""
+        return self._calls.features
 
     # Sandboxes
 

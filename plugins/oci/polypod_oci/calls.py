@@ -19,6 +19,7 @@ from polypod.plugin import (
     ContainerSpec,
     DirectoryRootfs,
     ExecSpec,
+    Feature,
     Launched,
     OverlayRootfs,
     ProcessId,
@@ -57,6 +58,11 @@ class Calls:
         self._cgroups = cgroups
         self._bundles = bundles
         bundles.mkdir(mode=0o700, exist_ok=True)
+
+    @property
+    def features(self) -> frozenset[Feature]:
+        """What the runtime can do."""
+        return self._facts.features
 
     def bundle(self, container_id: ContainerId) -> Bundle:
         """Return where a container's bundle is, or would be."""
