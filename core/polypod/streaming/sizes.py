@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from typing import TypeGuard
 
 from polypod.streaming.errors import ProtocolError
 
@@ -46,7 +47,8 @@ def _size(value: object) -> tuple[int, int] | None:
     if not isinstance(value, dict):
         return None
     width, height = value.get("Width"), value.get("Height")
-    for number in (width, height):
-        if not isinstance(number, int) or isinstance(number, bool) or not 0 < number < 65536:
-            return None
-    return width, height
+    return (width, height) if _is_length(width) and _is_length(height) else None
+
+
+def _is_length(number: object) -> TypeGuard[int]:
+    return isinstance(number, int) and not isinstance(number, bool) and 0 < number < 65536
