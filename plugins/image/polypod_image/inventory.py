@@ -22,6 +22,7 @@ from polypod.plugin.errors import (
     FailedPrecondition,
     InvalidArgument,
     ResourceExhausted,
+    Unavailable,
     Unsupported,
 )
 from polypod.plugin.ids import Digest, ImageId
@@ -253,7 +254,10 @@ class Inventory:
         """Commit an image whose blobs are held and whose layers are unpacked (name → kind)."""
         with self._committing:
             self.catalog.add(image, names)
-            return self.catalog.shown[image.id]
+            found = self.catalog.shown.get(image.id)
+        if found is None:
+            raise Unavailable(f"image {image.id} was removed while it was pulled; try again")
+        return found
 
     # Taking away
 

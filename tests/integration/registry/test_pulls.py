@@ -221,6 +221,20 @@ async def test_a_busy_registry_is_asked_again_after_what_it_says(status, store, 
     assert loop.time() - begin >= 1
 
 
+async def test_a_refusal_is_shown_by_its_code_alone(store, liar):
+    body = b'{"errors":[{"code":"TOOMANYREQUESTS","message":"token abcdefgh of me"}]}'
+    liar.rule = lambda asked, honest: Reply(403, (), body)
+    with pytest.raises(BackendError, match="status 403 TOOMANYREQUESTS") as failed:
+        await store.pull(f"{liar.address}/demo/app:1")
+    assert "abcdefgh" not in str(failed.value)
+
+
+async def test_a_refusal_that_never_ends_is_not_waited_for(store, liar):
+    liar.rule = lambda asked, honest: Reply(404, (), b"x" * 70_000, endless=True)
+    with pytest.raises(NotFound):
+        await store.pull(f"{liar.address}/demo/app:1")
+
+
 # Equal pulls
 
 

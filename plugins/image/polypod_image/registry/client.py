@@ -29,7 +29,6 @@ from polypod_image.registry.transport import Answer, Transport
 
 T = TypeVar("T")
 
-MAX_ERROR_BODY: Final = 64 << 10
 MAX_WAIT_S: Final = 30.0
 """The longest Retry-After that a pull waits for; the kubelet comes again by itself."""
 _FIRST_PAUSE_S: Final = 0.2
@@ -95,7 +94,7 @@ class RegistryClient:
             async with self._authorized(endpoint, "HEAD", url, {"Accept": _ACCEPT}) as answer:
                 if answer.status in (400, 404, 405, 501):
                     return None  # GET tells what it means
-                self._check(answer, 200, "manifest")
+                await _check(answer, 200, "manifest")
                 try:
                     digest = parse_digest(answer.header("Docker-Content-Digest"))
                 except InvalidArgument:
@@ -119,7 +118,7 @@ class RegistryClient:
         async def ask(endpoint: Endpoint) -> Document:
             url = self._url(endpoint, "manifests", name)
             async with self._authorized(endpoint, "GET", url, {"Accept": _ACCEPT}) as answer:
-                self._check(answer, 200, "manifest")
+                await _check(answer, 200, "manifest")
                 media_type = _content_type(answer)
                 if media_type not in _VAGUE and "html" in media_type:
                     raise RequestFailed(
@@ -148,7 +147,7 @@ class RegistryClient:
         async def ask(endpoint: Endpoint) -> bytes:
             url = self._url(endpoint, "blobs", descriptor.digest)
             async with self._authorized(endpoint, "GET", url, {}) as answer:
-                self._check(answer, 200, what)
+                await _check(answer, 200, what)
                 data = await self._soon(answer.read(descriptor.size, what), answer.where)
             if len(data) != descriptor.size:
                 raise RequestFailed(
@@ -184,7 +183,7 @@ class RegistryClient:
                     Kind.LIES, f"{answer.where}: the blob ends before byte {offset}"
                 )
             begins = offset if answer.status == 206 and offset else 0
-            self._check(answer, 206 if begins else 200, "blob")
+            await _check(answer, 206 if begins else 200, "blob")
             if begins:
                 _check_range(answer, begins, descriptor.size)
             length = answer.header("Content-Length")
@@ -254,7 +253,7 @@ class RegistryClient:
         """Send a request; answer a challenge, and a second one if what we had was stale."""
         mine = self._credential if fits(self._credential, endpoint) else NOBODY
         given = self._known.get(endpoint, f"Bearer {mine.bearer}" if mine.bearer else "")
-        where = str(endpoint.origin)
+        where, code = str(endpoint.origin), ""
         for _ in range(3):
             sent = {**headers, **({"Authorization": given} if given else {})}
             async with self._transport.ask(endpoint, method, url, sent) as answer:
@@ -264,13 +263,14 @@ class RegistryClient:
                     yield answer
                     return
                 challenges, where = answer.challenges, answer.where
+                code = await answer.error_code()
             fresh = await self._answer(endpoint, mine, challenges, given)
             if not fresh or fresh == given:
                 break
             given = fresh
         self._known.pop(endpoint, None)
         as_whom = "no credentials were given" if mine == NOBODY else f"with the {mine.source} given"
-        raise RequestFailed(Kind.DENIED, f"{where}: status 401 ({as_whom})")
+        raise RequestFailed(Kind.DENIED, f"{where}: status 401 {code}".rstrip() + f" ({as_whom})")
 
     async def _answer(
         self, endpoint: Endpoint, mine: Credential, challenges: tuple[str, ...], given: str
@@ -286,18 +286,19 @@ class RegistryClient:
         stale = given.removeprefix("Bearer ") if given.startswith("Bearer ") else ""
         return "Bearer " + await self._tokens.get(self._transport, endpoint, wanted, stale)
 
-    @staticmethod
-    def _check(answer: Answer, wanted: int, what: str) -> None:
-        """Turn a status that is none of success into its meaning."""
-        status = answer.status
-        if status == wanted:
-            return
-        text = f"{answer.where}: {what}: status {status}"
-        if status in _BUSY:
-            wait_s = _retry_after(answer.header("Retry-After"))
-            raise RequestFailed(Kind.BUSY, text, wait_s=wait_s)
-        otherwise = Kind.LIES if status < 400 else Kind.REFUSED
-        raise RequestFailed(_MEANINGS.get(status, otherwise), text)
+
+async def _check(answer: Answer, wanted: int, what: str) -> None:
+    """Turn a status that is none of success into its meaning."""
+    status = answer.status
+    if status == wanted:
+        return
+    code = await answer.error_code() if status >= 400 else ""
+    text = f"{answer.where}: {what}: status {status} {code}".rstrip()
+    if status in _BUSY:
+        wait_s = _retry_after(answer.header("Retry-After"))
+        raise RequestFailed(Kind.BUSY, text, wait_s=wait_s)
+    otherwise = Kind.LIES if status < 400 else Kind.REFUSED
+    raise RequestFailed(_MEANINGS.get(status, otherwise), text)
 
 
 def check_digest(where: str, data: bytes, digest: Digest, what: str) -> None:

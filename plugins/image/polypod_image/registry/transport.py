@@ -11,6 +11,7 @@ Spec:
 from __future__ import annotations
 
 import asyncio
+import re
 import socket
 import ssl
 import urllib.request
@@ -32,6 +33,10 @@ from polypod_image.registry.hosts import Endpoint, Tls
 from polypod_image.registry.origins import Origin, is_loopback, is_own, origin_of, why_not
 
 MAX_REDIRECTS: Final = 10
+MAX_ERROR_BODY: Final = 64 << 10
+_PATIENCE_S: Final = 2.0
+"""For the body of a refusal, which nobody needs."""
+_ERROR_CODE: Final = re.compile(rb'"code"\s*:\s*"([A-Z_]{1,40})"')
 _BUFFER: Final = 256 << 10
 """Bytes that wait in a connection before the other side is slowed down (the library takes twice that)."""
 _REDIRECTS: Final = frozenset({301, 302, 303, 307, 308})
@@ -81,6 +86,21 @@ class Answer:
                     Kind.LIES, f"{self.where}: {what} of more than the {limit} bytes it may have"
                 )
         return bytes(data)
+
+    async def error_code(self) -> str:
+        """Read the body of a refusal to its end, so that the connection can be used again.
+
+        Returns:
+            The code of the specification's error document, such as ``TOOMANYREQUESTS``; ``""`` without one.
+            Nothing else of it is shown: it may repeat what was sent.
+        """
+        try:
+            async with asyncio.timeout(_PATIENCE_S):
+                data = await self.read(MAX_ERROR_BODY, "error")
+        except (RequestFailed, TimeoutError):
+            return ""
+        found = _ERROR_CODE.search(data)
+        return found[1].decode() if found else ""
 
 
 class Transport:
@@ -157,6 +177,7 @@ class Transport:
                     )
                 location = response.headers.get("Location", "")
                 if response.status in _REDIRECTS and location and method != "POST":
+                    await _answer(response, url).error_code()
                     url = urljoin(url, location)
                     continue
                 yield _answer(response, url)

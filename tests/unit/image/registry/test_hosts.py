@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from polypod.plugin.errors import InvalidArgument
 from polypod_image.registry.hosts import has_rule, plan
@@ -165,3 +168,38 @@ def test_a_file_that_is_too_large_is_not_read(tmp_path):
     write(tmp_path, "r.example", "#" * (1 << 21))
     with pytest.raises(InvalidArgument, match="larger than"):
         plan(tmp_path, "r.example")
+
+
+WORDS = st.sampled_from(
+    ["server", "host", "capabilities", "ca", "client", "header", "dial_timeout", "override_path"]
+)
+VALUES = st.recursive(
+    st.one_of(st.booleans(), st.integers(-9, 9), st.text(max_size=9), st.just("https://x")),
+    lambda inner: st.one_of(st.lists(inner, max_size=3), st.dictionaries(WORDS, inner, max_size=3)),
+    max_leaves=8,
+)
+
+
+def toml(value) -> str:
+    """Write a value as TOML."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{key} = {toml(item)}" for key, item in value.items()) + "}"
+    if isinstance(value, list):
+        return "[" + ", ".join(map(toml, value)) + "]"
+    return json.dumps(value) if isinstance(value, str) else str(value)
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@given(st.dictionaries(WORDS, VALUES, max_size=5))
+def test_any_file_gives_endpoints_or_a_clear_error(tmp_path, table):
+    file = tmp_path / "r.example" / "hosts.toml"
+    file.parent.mkdir(exist_ok=True)
+    file.write_text("\n".join(f"{key} = {toml(value)}" for key, value in table.items()))
+    told, found = "", ()
+    try:
+        found = plan(tmp_path, "r.example").endpoints
+    except InvalidArgument as error:
+        told = str(error)
+    assert found or str(file) in told
