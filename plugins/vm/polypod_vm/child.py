@@ -18,7 +18,7 @@ _CODE: Final = (
 _ENV: Final = ("PATH=/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL=C.UTF-8")
 
 
-def plan(name: str, *arguments: str, log: str, network: str = "", directory: str = "/") -> Plan:
+def plan(name: str, *arguments: str, log: str, network: str = "") -> Plan:
     """Return the launch plan of a program.
 
     Args:
@@ -26,7 +26,6 @@ def plan(name: str, *arguments: str, log: str, network: str = "", directory: str
         arguments: for its ``main``.
         log: source of what it says.
         network: source of the network namespace that it lives in; ``""`` = the host's.
-        directory: where it starts.
     """
     joined = [["network", network]] if network else []
     operations: list[Operation] = [
@@ -34,7 +33,7 @@ def plan(name: str, *arguments: str, log: str, network: str = "", directory: str
         op.StartSession(),
         op.UseStdio(stdin="", stdout=log, stderr=log, uid=-1),
         op.CloseDescriptors(),
-        op.ChangeDirectory(path=directory),
+        op.ChangeDirectory(path="/"),
         op.Execute(args=[*_command(name), *arguments], env=list(_ENV), search=False),
     ]
     return Plan(0, operations)

@@ -186,9 +186,8 @@ class Machine:
             source = "" if network is None else "fd:1"
             # Never on the host's own network: its eth0 would become the guest's.
             host = str(os.stat("/proc/self/ns/net").st_ino)
-            words = [".", *([host] if source else [])]
-            where = str(self._places.directory)
-            plan = child.plan("relay", *words, log="fd:0", network=source, directory=where)
+            words = [str(self._places.directory), *([host] if source else [])]
+            plan = child.plan("relay", *words, log="fd:0", network=source)
             fds = [log] if network is None else [log, network]
             labels = {"kind": "relay", "sandbox": self.id}
             launched = await self._supervisor.execute(self._relay, plan, fds=fds, labels=labels)

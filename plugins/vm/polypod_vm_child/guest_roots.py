@@ -6,6 +6,7 @@ Spec:
 
 from __future__ import annotations
 
+import errno
 import os
 import time
 
@@ -15,6 +16,7 @@ DISKS = "/run/disks"
 CONTAINERS = "/run/containers"
 FILES = "/run/pod"
 _APPEARS_S = 10.0
+_LOOKS_AGAIN_S = 0.005
 _ROOT_MODE = 0o755
 
 
@@ -39,15 +41,28 @@ def mount_disk(serial: str, fstype: str) -> str:
     place = f"{DISKS}/{serial}"
     if os.path.ismount(place):
         return place
+    os.makedirs(place, exist_ok=True)
     deadline = time.monotonic() + _APPEARS_S
-    while (device := device_of(serial)) is None:
+    while not _mounted(serial, fstype, place):
         if time.monotonic() > deadline:
             text = f"disk {serial} does not appear in the guest"
-            raise FileNotFoundError(2, text)
-        time.sleep(0.005)
-    os.makedirs(place, exist_ok=True)
-    mounts.mount(device, place, fstype, mounts.MS_RDONLY)
+            raise FileNotFoundError(errno.ENOENT, text)
+        time.sleep(_LOOKS_AGAIN_S)
     return place
+
+
+def _mounted(serial: str, fstype: str, place: str) -> bool:
+    """Try once; a disk that is just being plugged in has a name before it can be opened."""
+    device = device_of(serial)
+    if device is None:
+        return False
+    try:
+        mounts.mount(device, place, fstype, mounts.MS_RDONLY)
+    except OSError as error:
+        if error.errno in (errno.ENXIO, errno.ENOENT, errno.ENODEV):
+            return False
+        raise
+    return True
 
 
 def make_root(container: str, lower: str) -> int:

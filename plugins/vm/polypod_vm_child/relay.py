@@ -39,7 +39,7 @@ _REQUEST_MAX = 12 * 1024 * 1024
 class Relay:
     """See the module's description."""
 
-    def __init__(self, directory: str, host: str) -> None:
+    def __init__(self, host: str) -> None:
         self.loop = Loop(self.handle)
         self.splice = Splice(host)
         self.link: Link | None = None
@@ -53,7 +53,7 @@ class Relay:
         self._sources: dict[int, Source] = {}
         self._sinks: dict[int, Sink] = {}
         self._terminals: dict[int, tuple[int, bytes]] = {}
-        self.loop.listen(os.path.join(directory, "relay.sock"))
+        self.loop.listen("relay.sock")
 
     def run(self) -> None:
         """Serve until `quit`."""
@@ -314,7 +314,9 @@ def main(arguments: list[str]) -> None:
     process.set_name("polypod-relay")
     process.set_not_dumpable()
     directory, host = (*arguments, "")[:2]
-    Relay(directory, host).run()
+    # Paths of sockets are short, those of directories need not be.
+    os.chdir(directory)
+    Relay(host).run()
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ import signal
 from pathlib import Path
 
 import pytest
-from conformance.pods import eventually, log_text, refused
+from conformance.pods import eventually, refused
 
 from polypod.client import pb
 
@@ -96,37 +96,6 @@ async def test_devices_of_the_machine_are_not_the_containers(pods):
         )
         assert "Operation not permitted" in said or "No such file" in said
     assert await pod.sh(box, "head -c 4 /dev/zero | wc -c") == "4\n"
-
-
-async def test_daemon_is_killed_and_the_machine_goes_on(pods, cri, server):
-    pod = await pods.run("goes-on")
-    box = await pod.start(
-        "n=0; while [ $n -lt 60 ]; do echo line $n; n=$((n+1)); sleep 0.1; done; exit 5"
-    )
-    await pod.said(box, "line 3")
-    server.kill()
-    await asyncio.sleep(1)
-    server.launch()
-    await server.ready()
-    assert (await pod.status()).state == pb.SANDBOX_READY
-    assert "line 1" in await pod.sh(box, "echo line 1")
-    ended = await pod.ended(box)
-    assert ended.code == 5
-    assert ended.out == "".join(f"line {n}\n" for n in range(60))
-
-
-async def test_exit_without_a_daemon_is_found(pods, cri, server):
-    pod = await pods.run("alone")
-    box = await pod.start("sleep 1; echo bye; exit 9")
-    path = Path((await cri.container_status(box)).status.log_path)
-    server.kill()
-    for _ in range(200):
-        if "bye" in log_text(path):
-            break
-        await asyncio.sleep(0.05)
-    server.launch()
-    await server.ready()
-    assert (await pod.ended(box)).code == 9
 
 
 @pytest.mark.parametrize("victim", ["qemu-system", "polypod_vm_child.relay"])
