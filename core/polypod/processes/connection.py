@@ -22,6 +22,11 @@ _LONGEST_RETRY_S = 0.5
 _CONNECT_S = 10.0
 _QUEUE_MAX = 10_000
 
+
+class NotNow(Unavailable):
+    """The peer is there, has done nothing of what was asked, and will do it soon."""
+
+
 Message = dict[str, Any]
 Answer = tuple[Message, list[int]]
 
@@ -48,6 +53,8 @@ class Connection:
         self._queue: deque[tuple[Message, list[int]]] = deque()
         self._number = 0
         self._closed = False
+        self.losses = 0
+        """How often a peer went away: whoever compares learns whether the same one is still there."""
         self._connecting: asyncio.Task[None] | None = None
 
     async def open(self) -> None:
@@ -114,7 +121,7 @@ class Connection:
         """Send, or queue it until the peer reads again."""
         if self._sock is None:
             msg = f"{self._name}: not connected; try again"
-            raise Unavailable(msg)
+            raise NotNow(msg)
         try:
             if self._queue:
                 raise BlockingIOError
@@ -130,7 +137,7 @@ class Connection:
             raise errors.InvalidArgument(msg) from error
         except OSError as error:
             msg = f"{self._name}: {error}"
-            raise Unavailable(msg) from error
+            raise NotNow(msg) from error
 
     def _flush(self) -> None:
         if self._sock is None:
@@ -187,6 +194,7 @@ class Connection:
             future.set_result((message.get("ok") or {}, fds))
 
     def _lost(self) -> None:
+        self.losses += 1
         self._disconnect()
         if self._closed:
             return
@@ -219,6 +227,7 @@ def _connected(path: Path) -> socket.socket | None:
 
 def _error_of(error: Message) -> PolypodError:
     kind = getattr(errors, str(error.get("kind")), BackendError)
+    kind = NotNow if kind is Unavailable else kind
     made: PolypodError = kind(str(error.get("message")))
     number = int(error.get("errno") or 0)
     if number:

@@ -21,13 +21,14 @@ from polypod.plugin.services import (
     ProcessExit,
     SandboxNamespaces,
 )
-from polypod.processes.connection import Answer, Connection, Message
+from polypod.processes.connection import Answer, Connection, Message, NotNow
 from polypod.processes.exits import Exits
 
 _log = logging.getLogger(__name__)
 _SEALS = fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE
 _TRIES = 4
 _AGAIN_S = 0.1
+_LAUNCH_TRIES = 30
 _SIGKILL = 9
 
 
@@ -136,13 +137,8 @@ class SupervisorClient:
         # Known before it runs: its exit may be told before the launch is answered.
         self._exits.begin(process_id)
         try:
-            answer, answer_fds = await self._supervisor.request(
-                "launch",
-                [memfd, *fds],
-                process=process_id,
-                labels=dict(labels),
-                hold=hold,
-                on_host=on_host,
+            answer, answer_fds = await self._ask_launch(
+                process_id, [memfd, *fds], labels=dict(labels), hold=hold, on_host=on_host
             )
         except AlreadyExists:
             # Somebody else's: nothing of ours is left.
@@ -159,6 +155,25 @@ class SupervisorClient:
             os.close(memfd)
         self._exits.succeed(process_id)
         return Launched(process_id, int(answer["pid"]), int(answer["start_time"]), answer_fds[0])
+
+    async def _ask_launch(
+        self, process_id: ProcessId, fds: Sequence[int], **fields: object
+    ) -> Answer:
+        """Ask again if nothing was done: a keeper is being replaced, or the supervisor died too early."""
+        keepers = self._keeper.losses
+        for left in reversed(range(_LAUNCH_TRIES)):
+            try:
+                return await self._supervisor.request("launch", fds, process=process_id, **fields)
+            except NotNow:
+                if not left:
+                    raise
+                await asyncio.sleep(_AGAIN_S)
+            except Unavailable:
+                answer, _fds = await self._repeat("abort", process=process_id)
+                # If the keeper died, too, nobody can say that there is no such process.
+                if answer["known"] or not left or self._keeper.losses != keepers:
+                    raise
+        raise AssertionError  # the last try returns or raises
 
     async def _undo(self, process_id: ProcessId, error: BaseException) -> None:
         """See to it that nothing is left of a launch, not even the news of its end."""

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import select
 import socket
 import sys
+from functools import partial
 
 from polypod.plan import channel
 
@@ -126,7 +128,7 @@ class Loop:
     def accept_from(self, sock: socket.socket) -> None:
         """Accept peers on a listening socket."""
         sock.setblocking(False)
-        self.add(sock.fileno(), lambda _events: self._accept(sock))
+        self.add(sock.fileno(), partial(self._ready_to_accept, sock))
 
     def add_peer(self, sock: socket.socket) -> Peer:
         """Serve requests that come over a connected socket."""
@@ -163,6 +165,17 @@ class Loop:
     def read_all_peers(self) -> None:
         """Handle every message that waits on any connection."""
         for peer in list(self.peers.values()):
+            self.read_peer(peer)
+
+    def close_up(self, listener: socket.socket) -> None:
+        """Take no more requests, and handle those that were sent: nobody shall wonder about his own."""
+        while self._accept(listener):
+            continue
+        listener.close()
+        for peer in list(self.peers.values()):
+            # Whoever sends now is told that it did not arrive; what has arrived is still read.
+            with contextlib.suppress(OSError):
+                peer.sock.shutdown(socket.SHUT_RD)
             self.read_peer(peer)
 
     def answer(self, peer: Peer, number: object, ok: Message, fds: list[int]) -> None:
@@ -208,18 +221,22 @@ class Loop:
             ok, answer_fds = result
             peer.push({"id": number, "ok": ok}, answer_fds)
 
-    def _accept(self, sock: socket.socket) -> None:
+    def _ready_to_accept(self, sock: socket.socket, _events: int) -> None:
+        self._accept(sock)
+
+    def _accept(self, sock: socket.socket) -> bool:
         try:
             connection, _address = sock.accept()
         except OSError:
-            return
+            return False
         try:
             channel.check_peer(connection)
         except channel.ChannelError as error:
             note(str(error))
             connection.close()
-            return
-        self.add_peer(connection)
+        else:
+            self.add_peer(connection)
+        return True
 
     def _lose(self, peer: Peer) -> None:
         fd = peer.sock.fileno()

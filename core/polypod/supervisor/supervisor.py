@@ -42,6 +42,9 @@ _GUARDED = ("log/",)
 """What the logger put there, guarded here, too."""
 _LABELS_MAX = 16 * 1024
 _PAGE_BYTES = 32 * 1024
+_LOOKS_S = 0.05
+_SETTLES_S = 2.0
+"""How long launches in flight may take when the keeper is replaced."""
 _KEEPER_TRIES = 3
 _KEEPER_STARTS_S = 5.0
 
@@ -61,6 +64,7 @@ class Supervisor:
         self.sandboxes: dict[str, Sandbox] = {}
         self.launches: dict[str, Launch] = {}
         self.handing_over = False
+        self.leaves_by = 0.0
         self.old_store: Store | None = None
         self.store = self._find_keeper()
         self._restore()
@@ -115,6 +119,8 @@ class Supervisor:
     def _replace_keeper(self) -> None:
         note("the keeper is gone: finding another one, handing over")
         self.handing_over = True
+        self.loop.timeout = _LOOKS_S
+        self.leaves_by = time.monotonic() + _SETTLES_S
         self.loop.drop(self.store.sock.fileno())
         self.store.sock.close()
         if not self.store.spares and self.old_store is not None:
@@ -309,7 +315,7 @@ class Supervisor:
             self.loop.drop(launch.status)
             launch.close()
         self._forget(process_id)
-        return {}, []
+        return {"known": found is not None}, []
 
     def kill(self, _peer: Peer, message: Message, _fds: list[int]) -> Answer:
         """Signal through the pidfd."""
@@ -363,10 +369,17 @@ class Supervisor:
         while not self._may_leave():
             self.loop.step()
         note("handed over: leaves")
+        self.loop.close_up(listener)
 
     def _may_leave(self) -> bool:
-        """Tell whether all is with a keeper that lives, and nothing is in flight."""
-        if not self.handing_over or not all(launch.hold for launch in self.launches.values()):
+        """Tell whether all is with a keeper that lives, and nothing is in flight.
+
+        A launch that hangs is not waited for: it fails as if we had been killed.
+        """
+        if not self.handing_over:
+            return False
+        in_flight = not all(launch.hold for launch in self.launches.values())
+        if in_flight and time.monotonic() < self.leaves_by:
             return False
         try:
             self.store.confirm()

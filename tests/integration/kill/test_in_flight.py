@@ -201,6 +201,34 @@ async def test_namespaces_outlive_every_pair(place):
         os.close(fd)
 
 
+async def test_a_launch_that_hangs_does_not_hold_up_a_change_of_keepers(place, full_pipe):
+    """It fails as if the supervisor had been killed; others are served by the next one."""
+    host = await place.open()
+    steps = [op.JoinCgroups(sources=["fd:0"]), TRUE]
+    launching = asyncio.create_task(
+        host.supervisor.launch("hangs", Plan(0, steps), fds=[full_pipe.write_end])
+    )
+    child = os.pidfd_open((await until_known(host, "hangs")).pid)
+    os.kill((await host.pids())["keeper"], signal.SIGKILL)
+    with pytest.raises(Unavailable):
+        await launching
+    await gone(child)
+    await settled(host)
+    assert await host.supervisor.processes() == []
+
+
+async def test_launches_are_served_through_a_change_of_keepers(place):
+    """A keeper's death is noticed by none that had not begun."""
+    host = await place.open()
+    await settled(host)
+    os.kill((await host.pids())["keeper"], signal.SIGKILL)
+    for number in range(100):
+        made = await host.supervisor.launch(f"p{number}", Plan(0, [shell("exit 5")]), fds=[])
+        os.close(made.pidfd)
+    codes = [(await host.supervisor.wait(f"p{number}")).code for number in range(100)]
+    assert codes == [5] * 100
+
+
 async def test_exit_before_the_keeper_has_heard_of_the_process(place):
     host = await place.open()
     pids = await host.pids()
