@@ -7,6 +7,7 @@ from pathlib import Path
 
 import grpc
 import pytest
+import pytest_asyncio
 
 from polypod.client import CriClient
 
@@ -53,8 +54,8 @@ class Server:
         return self.process.wait(timeout=20), self.log.read_text()
 
 
-@pytest.fixture(scope="session", autouse=True)
-def grpc_is_awake():
+@pytest_asyncio.fixture(scope="module", loop_scope="module", autouse=True)
+async def grpc_is_awake():
     """gRPC opens descriptors with its first channel: before tests are compared, and until the end."""
     grpc.aio.init_grpc_aio()
 
