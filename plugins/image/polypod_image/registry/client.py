@@ -11,6 +11,7 @@ import random
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import Final, TypeVar
 
@@ -295,7 +296,7 @@ async def _check(answer: Answer, wanted: int, what: str) -> None:
     code = await answer.error_code() if status >= 400 else ""
     text = f"{answer.where}: {what}: status {status} {code}".rstrip()
     if status in _BUSY:
-        wait_s = _retry_after(answer.header("Retry-After"))
+        wait_s = retry_after(answer.header("Retry-After"))
         raise RequestFailed(Kind.BUSY, text, wait_s=wait_s)
     otherwise = Kind.LIES if status < 400 else Kind.REFUSED
     raise RequestFailed(_MEANINGS.get(status, otherwise), text)
@@ -376,7 +377,7 @@ def _is_digest(name: str) -> bool:
     return ":" in name
 
 
-def _retry_after(text: str) -> float | None:
+def retry_after(text: str) -> float | None:
     """Return the seconds that a Retry-After names, as a number or as a date."""
     if text.isdigit():
         return float(text[:9])
@@ -386,6 +387,4 @@ def _retry_after(text: str) -> float | None:
         return None
     if when.tzinfo is None:
         return None
-    from datetime import UTC, datetime
-
     return max(0.0, (when - datetime.now(UTC)).total_seconds())

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from polypod.plugin.errors import BackendError, InvalidArgument, NotFound
 from polypod.plugin.requests import Auth
+from polypod_image.registry import client
 from polypod_image.registry.challenge import MAX_HEADER, Challenge, chosen, parse_challenges
 from polypod_image.registry.credentials import NOBODY, credential_of, fits
 from polypod_image.registry.failures import Kind, RequestFailed, redacted, shown_url, told
@@ -289,3 +290,26 @@ def test_settings_have_defaults_and_limits():
 def test_settings_that_are_wrong_are_named(key, value):
     with pytest.raises(InvalidArgument, match=f"images.{key}"):
         parse({key: value})
+
+
+# Waiting
+
+
+@pytest.mark.parametrize(
+    ("text", "wanted"),
+    [
+        ("7", 7.0),
+        ("0", 0.0),
+        ("Wed, 21 Oct 2015 07:28:00 GMT", 0.0),
+        ("", None),
+        ("soon", None),
+        ("-1", None),
+        ("Wed, 21 Oct 2015 07:28:00 -0000", None),
+    ],
+)
+def test_retry_after(text, wanted):
+    assert client.retry_after(text) == wanted
+
+
+def test_retry_after_a_date_to_come():
+    assert client.retry_after("Fri, 31 Dec 2999 23:59:59 GMT") > client.MAX_WAIT_S
