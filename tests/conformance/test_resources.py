@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import secrets
 from pathlib import Path
 
@@ -125,8 +124,8 @@ async def test_a5_03_the_kubelets_cgroups_are_used_and_given_back(pods: Pods, cr
         assert all((place / inner).is_dir() for place in managed)
         assert not any(each.is_dir() for place in managed for each in (place / inner).iterdir())
     finally:
-        for place in managed:
-            _unmake(place, inner)
+        for place in (CGROUPS, *CGROUPS.iterdir()):
+            _unmake(place / top)
 
 
 def _make(place: Path, inner: str) -> None:
@@ -139,11 +138,10 @@ def _make(place: Path, inner: str) -> None:
                 (at / file).write_text((at.parent / file).read_text())
 
 
-def _unmake(place: Path, inner: str) -> None:
-    at = place / inner
-    while at != place:
-        os.rmdir(at)
-        at = at.parent
+def _unmake(top: Path) -> None:
+    """Remove what the kubelet would remove, and what a failed test has left elsewhere."""
+    for each in sorted(top.glob("**/"), reverse=True):
+        each.rmdir()
 
 
 async def test_the_default_parent_is_the_servers(pods: Pods, server):
