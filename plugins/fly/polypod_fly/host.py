@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import ctypes
 import fcntl
 import os
@@ -10,6 +11,7 @@ import signal as signals
 import struct
 import termios
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 
@@ -106,16 +108,26 @@ class Group:
     def remove(self) -> None:
         """End everybody in it and remove it; a missing one is fine."""
         self.kill(signals.SIGKILL)
+        for _ in range(100):
+            self.discard()
+            if not self._path.exists():
+                return
+            time.sleep(0.005)  # a dead process leaves it a moment after it was reaped
+
+    def discard(self) -> None:
+        """Remove it, and those below it, unless somebody is in there."""
         for directory in (*self._path.glob("*/"), self._path):
-            for _ in range(100):
-                try:
-                    directory.rmdir()
-                except FileNotFoundError:
-                    break
-                except OSError:
-                    time.sleep(0.005)  # a dead process leaves it a moment after it was reaped
-                else:
-                    break
+            with contextlib.suppress(OSError):
+                directory.rmdir()
+
+    @contextlib.contextmanager
+    def undone_on_error(self) -> Iterator[None]:
+        """Leave nothing of a launch that fails."""
+        try:
+            yield
+        except BaseException:
+            self.remove()
+            raise
 
 
 class FlySession:
@@ -130,6 +142,7 @@ class FlySession:
     async def _ended(self) -> ExitStatus:
         status = await self._supervisor.wait(self._id)
         await self._supervisor.forget(self._id)
+        self._group.discard()  # unless something in the background keeps it
         return status
 
     async def wait(self) -> ExitStatus:

@@ -6,6 +6,7 @@ The whole plugin is this file and `polypod_fly.host`; README.md walks through it
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal as signals
 from collections.abc import AsyncIterator, Sequence
@@ -89,7 +90,7 @@ async def open_backend(context: RuntimeContext) -> RuntimeBackend:
     backend = FlyBackend(context)
     for found in await context.supervisor.processes():
         if found.labels.get("handler") == context.handler:
-            backend.restore(found)
+            await backend.restore(found)
     backend.listen()
     return backend
 
@@ -160,7 +161,7 @@ class FlyBackend:
             raise NotFound(f"sandbox {spec.sandbox.id}: not in handler {self._handler!r}")
         group = Group(spec.cgroup)
         labels = {"handler": self._handler, "sandbox": spec.sandbox.id, "cgroup": spec.cgroup}
-        with Opened() as opened:
+        with group.undone_on_error(), Opened() as opened:
             launched = await self._supervisor.launch(
                 ProcessId(spec.id),
                 _plan(spec, group, opened),
@@ -193,7 +194,8 @@ class FlyBackend:
         if whole:
             container.group.kill(signal)
         elif container.exit is None:
-            await self._supervisor.kill(ProcessId(container_id), signal)
+            with contextlib.suppress(NotFound):  # it has just gone: no error
+                await self._supervisor.kill(ProcessId(container_id), signal)
 
     async def _end(self, container: Container) -> None:
         container.group.kill(signals.SIGKILL)
@@ -242,7 +244,8 @@ class FlyBackend:
         if container.exit is not None or not container.started:
             raise BackendError(f"container {container.id}: it does not run")
         group = container.group.child(spec.id)
-        with Opened() as opened:
+        labels = {"handler": self._handler, "exec": container.id}
+        with group.undone_on_error(), Opened() as opened:
             sources = ExecSources(
                 pidfd=opened.take(os.pidfd_open(container.pid)),
                 kinds=("mount",),
@@ -250,7 +253,9 @@ class FlyBackend:
                 cgroups=(opened.take(group.open()),),
             )
             plan = compile_exec(spec.process, None, sources)
-            launched = await self._supervisor.launch(ProcessId(spec.id), plan, fds=opened.fds)
+            launched = await self._supervisor.launch(
+                ProcessId(spec.id), plan, fds=opened.fds, labels=labels
+            )
         return FlySession(self._supervisor, launched, group)
 
     def _known(self, container_id: ContainerId) -> Container:
@@ -260,8 +265,14 @@ class FlyBackend:
 
     # What happens without being asked
 
-    def restore(self, found: LiveProcess) -> None:
-        """Take over a process that an earlier daemon launched."""
+    async def restore(self, found: LiveProcess) -> None:
+        """Take over a process that an earlier daemon launched; an exec is of no use to anybody."""
+        if "exec" in found.labels:
+            with contextlib.suppress(NotFound):
+                await self._supervisor.kill(found.process_id, signals.SIGKILL)
+            await self._supervisor.wait(found.process_id)
+            await self._supervisor.forget(found.process_id)
+            return
         container_id, labels = ContainerId(found.process_id), found.labels
         container = Container(
             container_id, SandboxId(labels["sandbox"]), Group(labels["cgroup"]), found.pid
