@@ -63,7 +63,7 @@ async def _measure(rig: Rig, wanted: list[str], sizes: Sizes, results: list[Resu
         except Exception as error:  # noqa: BLE001 - the other parts are worth having
             print(f"bench: {name} failed: {error!r}\n{rig.server.log_tail()}", file=sys.stderr)
             failed = True
-        await rig.clear()
+        await rig.pods.clear()
     return failed
 
 

@@ -7,15 +7,14 @@ import os
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from bench import noise
+from bench.pods import write_lines
 from bench.processes import pss_kib
-from bench.rig import Pod, Rig
+from bench.rig import Rig
 from bench.samples import Result, result
 from polypod.client import pb
 
-LINE = b"0123456789" * 9 + b" the log\n"
 CONCURRENCY = (1, 4, 10, 20)
 
 
@@ -40,7 +39,7 @@ Part = Callable[[Rig, Sizes], Awaitable[list[Result]]]
 
 async def pod_ready(rig: Rig, sizes: Sizes) -> list[Result]:
     """Latency, throughput and processor time of pods, both networks, four concurrencies."""
-    await _cycle(rig, 3, 1, host_network=False)  # caches, imports, the image's form
+    await rig.pods.cycle(3, 1, host_network=False)  # caches, imports, the image's form
     rows = []
     for host_network in (False, True):
         for concurrency in CONCURRENCY:
@@ -56,7 +55,7 @@ async def _rows(rig: Rig, pods: int, concurrency: int, host_network: bool) -> li
     """
     before_s, busy_s, client_s = rig.cpu_s(), noise.busy_s(), time.process_time()
     began = time.perf_counter()
-    ready, gone, ready_s, gone_s = await _cycle(rig, pods, concurrency, host_network=host_network)
+    cycle = await rig.pods.cycle(pods, concurrency, host_network=host_network)
     ours_s, wall_s = rig.cpu_s() - before_s, time.perf_counter() - began
     others_s = noise.busy_s() - busy_s - ours_s - (time.process_time() - client_s)
     others = 100 * max(0.0, others_s) / wall_s / (os.cpu_count() or 1)
@@ -65,64 +64,20 @@ async def _rows(rig: Rig, pods: int, concurrency: int, host_network: bool) -> li
         result(
             f"pod_ready, {where}",
             "ms",
-            ready,
-            pods_per_s=pods / ready_s,
+            cycle.ready_ms,
+            pods_per_s=pods / cycle.ready_s,
             cpu_ms_cycle=ours_s * 1e3 / pods,
             others_pct=others,
         ),
-        result(f"pod_gone, {where}", "ms", gone, pods_per_s=pods / gone_s),
+        result(f"pod_gone, {where}", "ms", cycle.gone_ms, pods_per_s=pods / cycle.gone_s),
     ]
-
-
-async def _cycle(
-    rig: Rig, pods: int, concurrency: int, *, host_network: bool
-) -> tuple[list[float], list[float], float, float]:
-    """Make pods, then remove them; return each latency, and the seconds for all."""
-    made: list[Pod] = []
-    ready: list[float] = []
-
-    async def make(_number: int) -> None:
-        pod, took_ms = await rig.pod_ready(host_network=host_network)
-        made.append(pod)
-        ready.append(took_ms)
-
-    ready_s = await _crowd(make, range(pods), concurrency)
-    gone: list[float] = []
-
-    async def remove(number: int) -> None:
-        gone.append(await rig.pod_gone(made[number]))
-
-    gone_s = await _crowd(remove, range(pods), concurrency)
-    return ready, gone, ready_s, gone_s
-
-
-async def _crowd(
-    work: Callable[[int], Awaitable[None]], numbers: Sequence[int], concurrency: int
-) -> float:
-    """Do the work for every number, so many at a time; return the seconds."""
-    left = list(reversed(numbers))
-
-    async def worker() -> None:
-        while left:
-            await work(left.pop())
-
-    began = time.perf_counter()
-    async with asyncio.TaskGroup() as group:
-        for _ in range(concurrency):
-            group.create_task(worker())
-    return time.perf_counter() - began
 
 
 async def exec_sync(rig: Rig, sizes: Sizes) -> list[Result]:
     """ExecSync(true), one at a time."""
-    pod, _ms = await rig.pod_ready()
-    taken, before_s = [], rig.cpu_s()
-    for _ in range(sizes.execs):
-        began = time.perf_counter()
-        answer = await rig.cri.exec_sync(pod.container_id, rig.words("true"), 10)
-        taken.append((time.perf_counter() - began) * 1e3)
-        if answer.exit_code != 0:
-            raise RuntimeError(f"true answered {answer.exit_code}: {answer.stderr!r}")
+    pod, _ms = await rig.pods.ready()
+    before_s = rig.cpu_s()
+    taken = [await rig.pods.exec_true(pod) for _ in range(sizes.execs)]
     cpu_ms = (rig.cpu_s() - before_s) * 1e3 / sizes.execs
     return [result("ExecSync(true)", "ms", taken, cpu_ms=cpu_ms)]
 
@@ -132,7 +87,7 @@ async def memory(rig: Rig, sizes: Sizes) -> list[Result]:
     some, many = sizes.crowd
     rows, totals, have = [], [], 0
     for count in (0, some, many):
-        await rig.pods(count - have)
+        await rig.pods.many(count - have)
         have = count
         sizes_kib = {role: pss_kib(pid) for role, pid in rig.pids().items()}
         total = sum(sizes_kib.values())
@@ -146,7 +101,7 @@ async def memory(rig: Rig, sizes: Sizes) -> list[Result]:
 async def lists(rig: Rig, sizes: Sizes) -> list[Result]:
     """List calls with many pods."""
     count = sizes.crowd[1]
-    await rig.pods(count)
+    await rig.pods.many(count)
     calls: dict[str, Callable[[], Awaitable[Sequence[object]]]] = {
         "ListPodSandbox": rig.cri.list_sandboxes,
         "ListContainers": rig.cri.list_containers,
@@ -168,7 +123,7 @@ async def lists(rig: Rig, sizes: Sizes) -> list[Result]:
 async def restart(rig: Rig, sizes: Sizes) -> list[Result]:
     """From the start of the daemon's process until the lists answer, with pods."""
     count = sizes.crowd[0]
-    await rig.pods(count)
+    await rig.pods.many(count)
     taken = []
     for _ in range(3):
         await asyncio.to_thread(rig.server.stop)
@@ -190,42 +145,11 @@ async def log_rate(rig: Rig, sizes: Sizes) -> list[Result]:
         raise RuntimeError("the simulator has its own pumps: there is no logger to measure")
     data = rig.server.place / "data"
     data.mkdir(exist_ok=True)
-    size = _write_lines(data / "lines", sizes.log_mb * 1_000_000)
+    size = write_lines(data / "lines", sizes.log_mb * 1_000_000)
     before_s = rig.cpu_s()
-    taken = [size / 1e6 / await _log_once(rig, data, size) for _ in range(3)]
+    taken = [size / 1e6 / await rig.pods.log_file(data / "lines") for _ in range(3)]
     cpu_ms = (rig.cpu_s() - before_s) * 1e3 / (3 * size / 1e6)
     return [result(f"log rate, {sizes.log_mb} MB of lines", "MB/s", taken, cpu_ms_per_mb=cpu_ms)]
-
-
-async def _log_once(rig: Rig, data: Path, size: int) -> float:
-    config = rig.pod_config()
-    mounts = [pb.Mount(host_path=str(data), container_path="/data", readonly=True)]
-    container = rig.container_config(config, rig.words("cat", "/data/lines"), mounts)
-    sandbox_id = await rig.cri.run_sandbox(config)
-    container_id = await rig.cri.create_container(sandbox_id, container, config)
-    log = Path(config.log_directory) / "main.log"
-    began = time.perf_counter()
-    await rig.cri.start_container(container_id)
-    status = await rig.cri.container_status(container_id)
-    while status.status.state == pb.CONTAINER_RUNNING:
-        await asyncio.sleep(0.005)
-        status = await rig.cri.container_status(container_id)
-    took_s = time.perf_counter() - began
-    # A line's time and tags take some 40 bytes: a file that is not longer has lost lines.
-    if log.stat().st_size < size:
-        raise RuntimeError(f"{log} has {log.stat().st_size} bytes, {size} were written")
-    await rig.cri.stop_sandbox(sandbox_id)
-    await rig.cri.remove_sandbox(sandbox_id)
-    log.unlink()
-    return took_s
-
-
-def _write_lines(path: Path, size: int) -> int:
-    block = LINE * 10_000
-    with path.open("wb") as file:
-        for _ in range(size // len(block) + 1):
-            file.write(block)
-    return path.stat().st_size
 
 
 PARTS: dict[str, Part] = {

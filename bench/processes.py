@@ -5,21 +5,22 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-NAME = "polypod-bench-server"
-
 
 class ServerCgroup:
     """A cgroup that the server starts in: containers leave it, so what it counts is ours alone.
 
     cgroup v1 ``cpuacct`` or v2; where neither can be made, `/proc` counts instead.
+
+    Args:
+        name: tells the cgroups of one bench apart.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, name: str) -> None:
         self.path: Path | None = None
         for base in (Path("/sys/fs/cgroup/cpuacct"), Path("/sys/fs/cgroup")):
             is_v2 = (base / "cgroup.controllers").exists()
             if (base / "cpuacct.usage").exists() or is_v2:
-                self.path = self._make(base / f"{NAME}-{os.getpid()}")
+                self.path = self._make(base / f"polypod-bench-{name}-{os.getpid()}")
                 break
 
     @staticmethod
@@ -34,6 +35,12 @@ class ServerCgroup:
         """Put a process in, before it starts others."""
         if self.path is not None:
             (self.path / "cgroup.procs").write_text(str(pid))
+
+    def pids(self) -> list[int]:
+        """Return who is in it; nobody where there is none."""
+        if self.path is None:
+            return []
+        return [int(text) for text in (self.path / "cgroup.procs").read_text().split()]
 
     def cpu_s(self, pids: list[int]) -> float:
         """Return the processor time so far, in seconds."""
