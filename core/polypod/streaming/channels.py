@@ -9,13 +9,15 @@ from typing import Protocol
 
 from polypod.streaming import spdy, websocket
 from polypod.streaming.errors import Gone
-from polypod.streaming.inbox import Inbox
+from polypod.streaming.inbox import Budget, Inbox
 from polypod.streaming.protocols import Dialect
 from polypod.streaming.spdy_frames import Status
 from polypod.streaming.transports import Transport
 
 MESSAGE_BYTES = 32 * 1024
 """The longest WebSocket message that we send."""
+PATIENCE_S = 10
+"""For the last bytes of a peer that has closed to be used."""
 
 
 class Channel(Protocol):
@@ -37,13 +39,37 @@ class Channel(Protocol):
         ...
 
 
+async def deliver(transport: Transport, budget: Budget, inbox: Inbox, data: bytes) -> None:
+    """Put bytes into an inbox; returns when there is room for more.
+
+    Meanwhile nothing is read, so the end of the connection would go unseen: it is asked for. A peer that
+    has closed may still want its last bytes used; after a while it is taken for gone.
+
+    Raises:
+        Gone: the peer has left, and what it sent is not used up.
+    """
+    inbox.put(data)
+    patience = PATIENCE_S
+    while inbox.is_full and patience > 0:
+        before = budget.held
+        try:
+            async with asyncio.timeout(1):
+                await budget.change()
+        except TimeoutError:
+            patience -= 1 if transport.peer_sends_no_more() else 0
+        if budget.held < before:
+            patience = PATIENCE_S
+    if patience <= 0:
+        raise Gone("the peer has left, and what it sent is not used up")
+
+
 class SpdyChannel:
     """A SPDY stream."""
 
     def __init__(self, link: SpdyLink, number: int, headers: Mapping[str, str]) -> None:
         self.number = number
         self.headers = headers
-        self.inbox = Inbox(partial(link.consumed, number))
+        self.inbox = Inbox(link.budget, partial(link.consumed, number))
         self.accepted = asyncio.Event()
         self.is_reset = False
         self._link = link
@@ -62,6 +88,7 @@ class SpdyChannel:
     def reset(self) -> None:
         """End both directions at once, and drop what has come. Idempotent."""
         self.closed()
+        self.inbox.discard()
         self._link.reset(self.number)
 
     def closed(self) -> None:
@@ -86,6 +113,7 @@ class SpdyLink:
         self._spdy = spdy.Connection(client=client)
         self._opened = opened
         self._channels: dict[int, SpdyChannel] = {}
+        self.budget = Budget()
         self._window = asyncio.Event()
         self.over = asyncio.Event()
         """The peer has left."""
@@ -121,7 +149,7 @@ class SpdyLink:
                     self._spdy.consumed(number, len(data))
                 else:
                     self._flush()
-                    await channel.inbox.put(data)
+                    await deliver(self._transport, self.budget, channel.inbox, data)
             case spdy.StreamEnded(number):
                 self._with(number, lambda channel: channel.inbox.end())
                 self._forget_closed(number)
@@ -220,7 +248,7 @@ class SocketChannel:
     """A channel of a WebSocket."""
 
     def __init__(self, link: ChannelLink, number: int) -> None:
-        self.inbox = Inbox()
+        self.inbox = Inbox(link.budget)
         self._link = link
         self._number = number
         self._ended = False
@@ -246,6 +274,7 @@ class ChannelLink:
         """Use a transport; there are so many channels, and what comes for others is dropped."""
         self._transport = transport
         self._ws = websocket.WebSocket(dialect, client=client)
+        self.budget = Budget()
         self.channels = [SocketChannel(self, number) for number in range(channels)]
         self._over = False
 
@@ -275,7 +304,7 @@ class ChannelLink:
         inbox = self.channels[event.channel].inbox
         if isinstance(event, websocket.ChannelData):
             self._flush()
-            await inbox.put(event.data)
+            await deliver(self._transport, self.budget, inbox, event.data)
         else:
             inbox.end()
 

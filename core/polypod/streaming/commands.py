@@ -40,6 +40,9 @@ class CommandRun:
 
     async def run(self) -> None:
         """Run to the end and tell it. Cancel it when the client has gone: the exec is killed then."""
+        for name, channel in self.channels.items():
+            if name not in (STDIN, RESIZE):
+                channel.inbox.discard()
         report = await self._report()
         with contextlib.suppress(Gone):
             if report and ERROR in self.channels:

@@ -24,6 +24,7 @@ DATA, ERROR = "data", "error"
 
 async def forward(target: Forward, port: int, data: Channel, error: Channel) -> None:
     """Connect to a port and copy both ways until both have ended; then end both streams."""
+    error.inbox.discard()
     try:
         try:
             sock = await _connect(target, port)
@@ -37,6 +38,7 @@ async def forward(target: Forward, port: int, data: Channel, error: Channel) -> 
     finally:
         data.end()
         error.end()
+        data.inbox.discard()
 
 
 async def _connect(target: Forward, port: int) -> socket.socket:
@@ -50,6 +52,10 @@ async def _copy(sock: socket.socket, data: Channel) -> None:
     outward = asyncio.ensure_future(_from_pod(sock, data))
     try:
         await asyncio.wait({inward, outward}, return_when=asyncio.FIRST_EXCEPTION)
+        with contextlib.suppress(Gone, OSError):
+            for done in (inward, outward):
+                if done.done():
+                    done.result()
     finally:
         await settle(inward, outward)
 

@@ -123,7 +123,7 @@ async def run_while_there(link: Link, work: Awaitable[None]) -> None:
 async def _read_to_end(link: Link) -> None:
     try:
         await link.run()
-    except ProtocolError as error:
+    except (Gone, ProtocolError) as error:
         log.info("stream: closed: %s", error)
 
 

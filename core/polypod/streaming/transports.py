@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import select
 from typing import Protocol
 
 from polypod.streaming.errors import Gone, ProtocolError
@@ -32,6 +33,10 @@ class Transport(Protocol):
         Raises:
             Gone: it never will.
         """
+        ...
+
+    def peer_sends_no_more(self) -> bool:
+        """Tell whether the peer has closed, without reading what it has sent before."""
         ...
 
 
@@ -74,6 +79,15 @@ class SocketTransport:
             await self._writer.drain()
         except OSError as error:
             raise Gone(str(error)) from error
+
+    def peer_sends_no_more(self) -> bool:
+        """See `Transport.peer_sends_no_more`."""
+        poll = select.poll()
+        poll.register(
+            self._writer.get_extra_info("socket").fileno(),
+            select.POLLRDHUP | select.POLLHUP | select.POLLERR,
+        )
+        return bool(poll.poll(0))
 
     async def close(self, linger_s: float) -> None:
         """Send what is left, tell the end, wait for the peer's, then close.
@@ -137,6 +151,10 @@ class TunnelTransport:
     async def drain(self) -> None:
         """See `Transport.drain`."""
         await self._inner.drain()
+
+    def peer_sends_no_more(self) -> bool:
+        """See `Transport.peer_sends_no_more`."""
+        return self._inner.peer_sends_no_more()
 
     def end(self) -> None:
         """Tell the peer the end."""
