@@ -1,0 +1,162 @@
+"""cgroups of all three kinds of host, on directories."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from polypod.plugin import BackendError
+from polypod_oci.cgroups import Cgroups, number, table
+from polypod_oci.usage import read_usage
+
+MIB = 1 << 20
+
+
+def mountinfo(root: Path, *names: str) -> str:
+    """Return lines for v1 hierarchies by name, ``unified`` for v2."""
+    lines = []
+    for position, name in enumerate(names):
+        (root / name).mkdir(parents=True, exist_ok=True)
+        kind = "cgroup2 cgroup2 rw" if name == "unified" else f"cgroup cgroup rw,{name}"
+        lines.append(f"{position} 1 0:{position} / {root / name} rw,nosuid shared:5 - {kind}")
+    return "\n".join(["9 1 8:1 / / rw - ext4 /dev/sda rw", *lines])
+
+
+def v1(root: Path) -> Cgroups:
+    names = ("memory", "pids", "cpuacct", "cpuset", "devices", "unified")
+    for name in ("cpuset.cpus", "cpuset.mems"):
+        (root / "cpuset").mkdir(parents=True, exist_ok=True)
+        (root / "cpuset" / name).write_text("0-3\n")
+    return Cgroups(mountinfo(root, *names))
+
+
+def v2(root: Path) -> Cgroups:
+    found = Cgroups(mountinfo(root, "unified"))
+    (root / "unified/cgroup.controllers").write_text("cpu memory pids\n")
+    return found
+
+
+def test_a_host_without_cgroups_is_told():
+    with pytest.raises(BackendError, match="no cgroup file system"):
+        Cgroups("9 1 8:1 / / rw - ext4 /dev/sda rw")
+
+
+def test_versions(tmp_path):
+    assert v1(tmp_path / "one").version == 1
+    assert v2(tmp_path / "two").version == 2
+    assert v1(tmp_path / "one").tracking == tmp_path / "one/pids"
+    assert v2(tmp_path / "two").tracking == tmp_path / "two/unified"
+    assert v1(tmp_path / "one").controller("hugetlb") is None
+    assert v1(tmp_path / "one").file("memory", "/p/c", "x") == tmp_path / "one/memory/p/c/x"
+
+
+def test_a_cgroup_is_made_with_its_parents_in_all_hierarchies(tmp_path):
+    v1(tmp_path).make("/p/pod")
+    for name in ("memory", "pids", "cpuacct", "devices", "unified"):
+        assert (tmp_path / name / "p/pod").is_dir()
+    for directory in ("p", "p/pod"):
+        assert (tmp_path / "cpuset" / directory / "cpuset.cpus").read_text() == "0-3"
+
+
+def test_controllers_are_passed_on_in_v2(tmp_path):
+    cgroups = v2(tmp_path)
+    (tmp_path / "unified/cgroup.subtree_control").touch()
+    (tmp_path / "unified/p").mkdir()
+    (tmp_path / "unified/p/cgroup.controllers").write_text("pids\n")
+    cgroups.make("/p/pod")
+    assert (tmp_path / "unified/p/cgroup.subtree_control").read_text() == "+pids"
+
+
+def test_an_execs_child_is_made_only_where_the_runtime_was(tmp_path):
+    cgroups = v1(tmp_path)
+    (tmp_path / "pids/p/c").mkdir(parents=True)
+    cgroups.make_child("/p/c/exec-1")
+    assert (tmp_path / "pids/p/c/exec-1").is_dir()
+    assert not (tmp_path / "memory/p").exists()
+
+
+def test_parents_go_where_no_kubelet_removes_them(tmp_path):
+    cgroups = v1(tmp_path)
+    cgroups.make("/kube/pod/box")
+    for name in ("memory", "pids", "cpuacct", "devices", "unified"):
+        (tmp_path / name / "kube/pod/box").rmdir()
+    cgroups.remove_empty_parents("/kube/pod/box", "/polypod")
+    assert not (tmp_path / "devices/kube").exists()
+    assert not (tmp_path / "unified/kube").exists()
+    assert (tmp_path / "memory/kube/pod").is_dir()
+
+
+def test_our_own_parent_stays(tmp_path):
+    cgroups = v1(tmp_path)
+    cgroups.make("/polypod/box")
+    (tmp_path / "devices/polypod/box").rmdir()
+    cgroups.remove_empty_parents("/polypod/box", "/polypod")
+    assert (tmp_path / "devices/polypod").is_dir()
+
+
+def test_processes_and_deaths_below_are_counted(tmp_path):
+    cgroups = v1(tmp_path)
+    for path, pid, kills in (("p/c", 12, 1), ("p/c/exec-1", 34, 2)):
+        for name in ("pids", "memory"):
+            (tmp_path / name / path).mkdir(parents=True, exist_ok=True)
+        (tmp_path / "pids" / path / "cgroup.procs").write_text(f"{pid}\n")
+        text = f"oom_kill_disable 0\noom_kill {kills}\n"
+        (tmp_path / "memory" / path / "memory.oom_control").write_text(text)
+    assert sorted(cgroups.processes("/p/c")) == [12, 34]
+    assert cgroups.oom_kills("/p/c") == 3
+    assert cgroups.processes("/p/gone") == []
+    assert cgroups.oom_kills("/p/gone") == 0
+
+
+def test_v2_counts_the_deaths_of_children_itself(tmp_path):
+    cgroups = v2(tmp_path)
+    for path, kills in (("p/c", 2), ("p/c/exec-1", 2)):
+        (tmp_path / "unified" / path).mkdir(parents=True)
+        (tmp_path / "unified" / path / "memory.events").write_text(f"oom 2\noom_kill {kills}\n")
+    assert cgroups.oom_kills("/p/c") == 2
+
+
+def test_usage_of_v1(tmp_path):
+    cgroups = v1(tmp_path)
+    files = {
+        "memory/p/memory.usage_in_bytes": 10 * MIB,
+        "memory/p/memory.limit_in_bytes": 32 * MIB,
+        "memory/p/memory.stat": f"total_rss {3 * MIB}\ntotal_inactive_file {4 * MIB}\ntotal_pgfault 5\n",
+        "cpuacct/p/cpuacct.usage": 123,
+        "pids/p/pids.current": 2,
+    }
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(f"{text}\n")
+    found = read_usage(cgroups, "/p")
+    assert found.cpu_usage_core_ns == 123
+    assert found.memory_usage_bytes == 10 * MIB
+    assert found.memory_working_set_bytes == 6 * MIB
+    assert found.memory_available_bytes == 26 * MIB
+    assert (found.memory_rss_bytes, found.memory_page_faults, found.processes) == (3 * MIB, 5, 2)
+    assert found.memory_major_page_faults is None
+
+
+def test_usage_of_v2(tmp_path):
+    cgroups = v2(tmp_path)
+    files = {
+        "memory.current": 10 * MIB,
+        "memory.max": "max",
+        "memory.stat": f"anon {3 * MIB}\ninactive_file {20 * MIB}\n",
+        "cpu.stat": "usage_usec 7\n",
+    }
+    (tmp_path / "unified/p").mkdir()
+    for name, text in files.items():
+        (tmp_path / "unified/p" / name).write_text(f"{text}\n")
+    found = read_usage(cgroups, "/p")
+    assert found.cpu_usage_core_ns == 7000
+    assert found.memory_working_set_bytes == 0
+    assert found.memory_available_bytes is None
+    assert found.processes is None
+
+
+def test_files_that_are_not_there(tmp_path):
+    assert number(None) is None
+    assert number(tmp_path / "nothing") is None
+    assert table(tmp_path / "nothing") == {}
