@@ -6,7 +6,8 @@
 
 builds them, pushes them into a docker-registry on 127.0.0.1, writes ``DIRECTORY/hosts.d``, which sends every
 registry host there, prints how to run the suite, and serves until it is interrupted. Nothing of the suite
-itself is needed for that. One image cannot be made: that whose digest the suite fixes.
+itself is needed for that. One image cannot be made: that whose digest the suite fixes. With
+``--critest PATH`` a copy of the suite's program is written that wants the digest of our image instead.
 
 What it takes: busybox-static, nginx-light, gcc, docker-registry. What a missing one makes impossible is named
 and left out.
@@ -15,6 +16,7 @@ and left out.
 from __future__ import annotations
 
 import argparse
+import re
 import shutil
 import signal
 import subprocess
@@ -147,6 +149,7 @@ def _plain(made: Made, base: list[bytes]) -> None:
         ("3", ["latest"]),
         ("tags", ["1", "2", "3"]),
         ("tag", ["test", "all"]),
+        ("digest", ["latest"]),
     ):
         image = image_of(
             [*base, _files({f"/test-image-{name}": f"{name}\n"})], config={"Cmd": ["/bin/sh"]}
@@ -242,10 +245,23 @@ def serve_all(registry: Registry, hosts_dir: Path, made: Made) -> None:
     rule.write_text(f'server = "http://{registry.address}"\n')
 
 
+def with_own_digest(program: bytes, digest: str) -> bytes:
+    """Return the suite's program with the digest of our image in place of the one that nobody can rebuild.
+
+    Raises:
+        ValueError: the program does not name exactly one.
+    """
+    found = set(re.findall(rb"/test-image-digest@sha256:[0-9a-f]{64}", program))
+    if len(found) != 1:
+        raise ValueError(f"names {len(found)} digests of test-image-digest, expected was one")
+    return program.replace(found.pop(), f"/test-image-digest@{digest}".encode())
+
+
 def main() -> None:
     """Build, push, say how to run, serve."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("directory", type=Path, help="for the registry's data and hosts.d")
+    parser.add_argument("--critest", type=Path, help="the suite's program: write a copy, see above")
     parser.add_argument("--port", type=int, default=0, help="of the registry (default: a free one)")
     args = parser.parse_args()
     place = args.directory.absolute()
@@ -261,11 +277,17 @@ def main() -> None:
             print(f"  {name}")
         for name, reason in made.missing.items():
             print(f"  {name}: left out: {reason}")
+        suite, skip = "critest", " \\\n      --ginkgo.skip 'public image with digest'"
+        if args.critest:
+            digest = made.images[f"{STAGING}/test-image-digest:latest"].digest
+            copy = place / "critest"
+            copy.write_bytes(with_own_digest(args.critest.read_bytes(), digest))
+            copy.chmod(0o755)
+            suite, skip = str(copy), ""
         print(
             "run the server and the suite:\n"
             f"  polypod serve --listen unix:///SOCKET --set images.hosts_dir={place}/hosts.d\n"
-            "  critest --runtime-endpoint unix:///SOCKET --image-endpoint unix:///SOCKET \\\n"
-            "      --ginkgo.skip 'public image with digest'"
+            f"  {suite} --runtime-endpoint unix:///SOCKET --image-endpoint unix:///SOCKET{skip}"
         )
         sys.stdout.flush()
         ended.wait()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from support.critest_images import E2E, STAGING, make_all, serve_all
+from support.critest_images import E2E, STAGING, make_all, serve_all, with_own_digest
 
 from polypod.plugin.rootfs import RootfsForm
 
@@ -73,3 +73,11 @@ async def test_the_privileged_program_keeps_its_setuid_bit(made, served):
     rootfs = await served.prepare("f" * 64, image.id, RootfsForm.DIRECTORY)
     assert (rootfs.path / "program").stat().st_mode & 0o7777 == 0o4755
     await served.release("f" * 64)
+
+
+def test_a_program_that_wants_one_digest_gets_another():
+    old, new = "sha256:" + "1" * 64, "sha256:" + "2" * 64
+    program = f"x/test-image-digest@{old}y{old}".encode()
+    assert with_own_digest(program, new) == f"x/test-image-digest@{new}y{old}".encode()
+    with pytest.raises(ValueError, match="names 0 digests"):
+        with_own_digest(b"nothing", new)
