@@ -16,7 +16,7 @@ import os
 import secrets
 import stat
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -180,24 +180,6 @@ class ContainerDirectories:
                     os.close(directory)
         finally:
             os.close(trash)
-
-
-def prepare_directory(work: Path, fill: Callable[[int], None]) -> Path:
-    """Make a directory ``fs`` in a new place of its own and have it filled; return the place. Blocks.
-
-    Args:
-        work: where the new place is made.
-        fill: is given the descriptor of ``fs``.
-    """
-    made = work / f"rootfs-{secrets.token_hex(8)}"
-    made.mkdir(mode=0o700)
-    (made / "fs").mkdir(mode=_PLAIN_MODE)
-    descriptor = os.open(made / "fs", _OPEN_DIRECTORY)
-    try:
-        fill(descriptor)
-    finally:
-        os.close(descriptor)
-    return made
 
 
 def _reset(directory: int, mode: int, trash: int) -> None:

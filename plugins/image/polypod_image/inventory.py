@@ -30,15 +30,14 @@ from polypod.plugin.images import FilesystemUsage, Image, Progress
 from polypod_image.blobs import Blobs
 from polypod_image.block import ensure_block
 from polypod_image.catalog import DIGEST, SOURCE, TAG, Catalog, StoredImage
-from polypod_image.containers import check_filesystem, prepare_directory
-from polypod_image.copying import copy_merged
+from polypod_image.containers import check_filesystem
 from polypod_image.documents import Descriptor
 from polypod_image.finding import find
 from polypod_image.importing import Arrived, Importer, base_name
 from polypod_image.layers import Layers
 from polypod_image.merged import MergedView, read_file
 from polypod_image.meter import Meter, check_space
-from polypod_image.options import Limits
+from polypod_image.options import StoreOptions
 from polypod_image.pins import Lease, Pins
 from polypod_image.places import Places, sync_directory
 from polypod_image.platforms import host_platform
@@ -46,6 +45,7 @@ from polypod_image.references import Reference, with_digest
 from polypod_image.sources import LocalSource, Transport, open_archive
 from polypod_image.streams import Source
 from polypod_image.trash import Trash
+from polypod_image.unpackers import Unpackers
 
 log = logging.getLogger(__name__)
 
@@ -56,14 +56,18 @@ class Inventory:
     """Catalog, blobs and layers of one root."""
 
     def __init__(
-        self, places: Places, trash: Trash, limits: Limits, users: Callable[[], Iterable[ImageId]]
+        self,
+        places: Places,
+        trash: Trash,
+        options: StoreOptions,
+        users: Callable[[], Iterable[ImageId]],
     ) -> None:
         """Open what is there; `clean` comes next.
 
         Args:
             places: where.
             trash: takes what goes away.
-            limits: of layers.
+            options: of the store.
             users: the images that containers use.
 
         Raises:
@@ -73,7 +77,7 @@ class Inventory:
         self.stopping = Event()
         self._places = places
         self._trash = trash
-        self._limits = limits
+        self._limits = options.limits
         self._users = users
         self._pins = Pins()
         self._committing = Lock()
@@ -87,8 +91,9 @@ class Inventory:
         except BaseException:
             os.close(self._lock)
             raise
-        self._blobs = Blobs(places, limits.free_bytes)
-        self.layers = Layers(places, self.catalog, trash, limits, self.stopping)
+        self._blobs = Blobs(places, self._limits.free_bytes)
+        self._unpackers = Unpackers(places.work, self._limits, options.unpackers)
+        self.layers = Layers(places, self.catalog, trash, self._unpackers, self.stopping.is_set)
 
     def clean(self) -> None:
         """Throw away what is unfinished, damaged or used by nobody; `users` must answer by now."""
@@ -98,6 +103,7 @@ class Inventory:
 
     def close(self) -> None:
         """Close it; nothing is under way any more."""
+        self._unpackers.close()
         self.catalog.close()
         os.close(self._lock)
 
@@ -187,7 +193,7 @@ class Inventory:
     def _unpacked(self, source: Source) -> Path:
         """Write a source into a temporary file, within the limits of a layer."""
         path = self._places.work / f"archive-{secrets.token_hex(12)}"
-        meter = Meter(str(self._places.work), self._limits, self.stopping)
+        meter = Meter(str(self._places.work), self._limits, self._check_open)
         try:
             with path.open("xb") as file:
                 while piece := source():
@@ -315,13 +321,18 @@ class Inventory:
 
     def copy(self, image: StoredImage) -> Path:
         """Return a new place whose ``fs`` is a copy of what the image shows."""
-        meter = Meter(str(self._places.work), self._limits, self.stopping)
+        made = self._places.work / f"rootfs-{secrets.token_hex(8)}"
         with self._pins.lease() as lease:
             layers = self.layers.ensure(lease, image)
-            view = MergedView(_topmost_first(layers))
-            return prepare_directory(
-                self._places.work, lambda target: copy_merged(view, target, meter)
-            )
+            if not layers:
+                raise Unsupported(f"image {image.id} has no layers: there is nothing to run in it")
+            made.mkdir(mode=0o700)
+            try:
+                self._unpackers.copy(layers[::-1], made, self.stopping.is_set)
+            except BaseException:
+                self._trash.throw(made)
+                raise
+        return made
 
     def block_of(self, image: StoredImage) -> Path:
         """Return the block image of what an image shows, making it if it is missing."""
@@ -333,6 +344,10 @@ class Inventory:
             return ensure_block(top, work, lease, self._trash, lambda: self.copy(image))
 
     # Within
+
+    def _check_open(self) -> None:
+        if self.stopping.is_set():
+            raise Unavailable("the image store is closing")
 
     def _drop_broken(self) -> None:
         """Forget images whose blobs are gone; a retired one needs no blobs, only its layers."""

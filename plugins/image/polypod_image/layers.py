@@ -13,19 +13,15 @@ import secrets
 import stat
 from collections.abc import Sequence
 from pathlib import Path
-from threading import Event
 
 from polypod.plugin.errors import BackendError, InvalidArgument, PolypodError
 from polypod.plugin.ids import Digest
 from polypod_image.catalog import Catalog, LayerRow, StoredImage
 from polypod_image.mediatypes import LAYERS, Compression, compression_of
-from polypod_image.merged import MergedView
-from polypod_image.meter import Meter
-from polypod_image.options import Limits
 from polypod_image.pins import Lease
 from polypod_image.places import Places
 from polypod_image.trash import Trash
-from polypod_image.unpack import LayerJob, unpack_layer
+from polypod_image.unpackers import Ended, Told, Unpackers
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -34,20 +30,28 @@ class Layers:
     """Makes layers and gives out their paths. Every method blocks: it belongs in a thread."""
 
     def __init__(
-        self, places: Places, catalog: Catalog, trash: Trash, limits: Limits, stop: Event
+        self, places: Places, catalog: Catalog, trash: Trash, unpackers: Unpackers, ended: Ended
     ) -> None:
-        """Use what the store has opened; ``stop`` ends unpacking that is under way."""
+        """Use what the store has opened; ``ended`` tells that it closes."""
         self._places = places
         self._catalog = catalog
         self._trash = trash
-        self._limits = limits
-        self._stop = stop
+        self._unpackers = unpackers
+        self._ended = ended
         self._boot = boot_id()
 
-    def ensure(self, lease: Lease, image: StoredImage) -> tuple[Path, ...]:
+    def ensure(
+        self, lease: Lease, image: StoredImage, told: Told | None = None
+    ) -> tuple[Path, ...]:
         """Return the layers of an image, base first, unpacking what is missing.
 
+        Args:
+            lease: holds them; when it is abandoned, unpacking ends.
+            image: which.
+            told: of the bytes of a blob that are unpacked.
+
         Raises:
+            Unavailable: the store closes, or the lease is abandoned.
             InvalidArgument: a layer is hostile, beyond a limit, or not what its diffID says.
             ResourceExhausted: no space.
         """
@@ -64,7 +68,7 @@ class Layers:
             place = self._places.layer(chain_id)
             with lease.maker(place):
                 if not (lease.hold(place) and chain_id in self._catalog.layers):
-                    self._make(chain_id, (digest, media), diff_id, done)
+                    self._make(lease, chain_id, (digest, media), diff_id, done, told)
             done.append(place / "fs")
         return tuple(done)
 
@@ -100,19 +104,30 @@ class Layers:
                 self._trash.throw(path)
 
     def _make(
-        self, chain_id: Digest, blob: tuple[Digest, str], diff_id: Digest, below: Sequence[Path]
+        self,
+        lease: Lease,
+        chain_id: Digest,
+        blob: tuple[Digest, str],
+        diff_id: Digest,
+        below: Sequence[Path],
+        told: Told | None,
     ) -> None:
         target = self._places.work / f"layer-{secrets.token_hex(12)}"
         target.mkdir(mode=0o700)
         try:
-            meter = Meter(str(target), self._limits, self._stop)
-            unpack_layer(self._job(blob, diff_id, below), str(target), meter)
+            used = self._unpackers.unpack(
+                self._places.blob(blob[0]),
+                (self._compression(blob), diff_id),
+                below[::-1],
+                target,
+                lambda: self._ended() or lease.abandoned,
+                told,
+            )
             self._trash.throw(target / "gone")
             place = self._places.layer(chain_id)
             self._trash.throw(place)  # without its note it is not to be trusted
-            used = disk_usage(str(target / "fs"))
             # The note first: a layer without one is thrown away at the next open, a note alone as well.
-            self._catalog.add_layer(chain_id, LayerRow(*used, self._boot))
+            self._catalog.add_layer(chain_id, LayerRow(used.bytes, used.inodes, self._boot))
             target.rename(place)
         except PolypodError as error:
             raise type(error)(f"layer {blob[0]}: {error}") from error
@@ -121,17 +136,16 @@ class Layers:
         finally:
             self._trash.throw(target)
 
-    def _job(self, blob: tuple[Digest, str], diff_id: Digest, below: Sequence[Path]) -> LayerJob:
+    def _compression(self, blob: tuple[Digest, str]) -> Compression:
+        """Return how a layer is packed.
+
+        Registries hold layers whose type says gzip and which are plain tar; diffID decides.
+        """
         digest, media = blob
-        path = self._places.blob(digest)
-        compression = LAYERS[media]
-        if compression is not Compression.NONE:
-            with path.open("rb") as file:
-                found = compression_of(file.read(4))
-            # Registries hold layers whose type says gzip and which are plain tar; diffID decides.
-            compression = found
-        lower = [os.fsencode(each) for each in reversed(below)]
-        return LayerJob(str(path), compression, diff_id, MergedView(lower) if lower else None)
+        if LAYERS[media] is Compression.NONE:
+            return Compression.NONE
+        with self._places.blob(digest).open("rb") as file:
+            return compression_of(file.read(4))
 
 
 def boot_id() -> str:

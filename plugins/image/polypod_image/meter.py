@@ -7,10 +7,10 @@ Spec:
 from __future__ import annotations
 
 import os
-from threading import Event
+from collections.abc import Callable
 from typing import Final
 
-from polypod.plugin.errors import InvalidArgument, ResourceExhausted, Unavailable
+from polypod.plugin.errors import InvalidArgument, ResourceExhausted
 from polypod_image.options import Limits
 
 _BYTES_BETWEEN_LOOKS: Final = 32 << 20
@@ -20,21 +20,32 @@ _INODES_BETWEEN_LOOKS: Final = 1024
 class Meter:
     """For one layer."""
 
-    __slots__ = ("_look_bytes", "_look_inodes", "_place", "_stop", "bytes", "inodes", "limits")
+    __slots__ = (
+        *("_look_bytes", "_look_inodes", "_looked", "_place", "_shown"),
+        *("bytes", "inodes", "limits"),
+    )
 
-    def __init__(self, place: str, limits: Limits, stop: Event | None = None) -> None:
+    def __init__(
+        self,
+        place: str,
+        limits: Limits,
+        looked: Callable[[], None] = lambda: None,
+        shown: str = "",
+    ) -> None:
         """Begin at zero.
 
         Args:
             place: a directory of the file system whose free space counts.
             limits: what is allowed.
-            stop: when set, the work ends with `Unavailable`.
+            looked: called from time to time; what it raises ends the work.
+            shown: what the place is called in errors, if not so.
         """
         self.limits = limits
         self.bytes = 0
         self.inodes = 0
         self._place = place
-        self._stop = stop
+        self._looked = looked
+        self._shown = shown
         self._look_bytes = 0
         self._look_inodes = 0
 
@@ -65,22 +76,22 @@ class Meter:
             self._look()
 
     def _look(self) -> None:
-        if self._stop is not None and self._stop.is_set():
-            raise Unavailable("the image store is closing")
-        check_space(self._place, self.limits.free_bytes)
+        self._looked()
+        check_space(self._place, self.limits.free_bytes, shown=self._shown)
 
 
-def check_space(place: str, floor: int, wanted: int = 0) -> None:
+def check_space(place: str, floor: int, wanted: int = 0, shown: str = "") -> None:
     """Make sure that a file system keeps its floor.
 
     Raises:
         ResourceExhausted: naming the directory and both figures.
     """
     status = os.statvfs(place)
+    shown = shown or place
     free = status.f_bavail * status.f_frsize
     if free < floor + wanted:
         raise ResourceExhausted(
-            f"{place}: {free} bytes are free, {floor} must stay so (images.min_free_bytes)"
+            f"{shown}: {free} bytes are free, {floor} must stay so (images.min_free_bytes)"
         )
     if status.f_files and status.f_favail < 1024:
-        raise ResourceExhausted(f"{place}: only {status.f_favail} inodes are free")
+        raise ResourceExhausted(f"{shown}: only {status.f_favail} inodes are free")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -44,6 +45,10 @@ class StoreOptions:
     overlay_options: tuple[str, ...] = ("volatile",)
     usage_interval_s: float = 10.0
     """Seconds between two samples of the writable layers; 0 takes none."""
+    unpackers: int = field(default_factory=lambda: max(2, os.cpu_count() or 2))
+    """Layers that are unpacked at once."""
+    pinned: tuple[str, ...] = ()
+    """References of images that are reported as pinned: a kubelet leaves them alone."""
     pulls: PullOptions = field(default_factory=PullOptions)
 
 

@@ -61,11 +61,17 @@ class Lease:
     def __init__(self, pins: Pins) -> None:
         self._pins = pins
         self._paths: list[Path] = []
+        self.abandoned = False
+        """Nobody waits any more: long work that is done for this lease ends."""
 
     def hold(self, path: Path) -> bool:
         """Hold a path; return whether it is there already."""
         self._paths.append(path)
         return self._pins.hold(path)
+
+    def abandon(self) -> None:
+        """End what is done for this lease; may be called by any thread."""
+        self.abandoned = True
 
     def maker(self, path: Path) -> threading.Lock:
         """Return the lock of whoever makes this path."""

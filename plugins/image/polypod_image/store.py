@@ -1,8 +1,8 @@
 """The content store as the contract has it: joins catalog, blobs, layers and containers' directories.
 
 The event loop does what is quick (look-ups in memory, one rename); all that reads, hashes, unpacks or waits for
-the disk runs in this store's own threads. Unpacking goes through `unpack.unpack_layer`, which takes plain
-values and paths: the place where a confined process can take over.
+the disk runs in this store's own threads. What works on the content of layers runs in confined processes
+(`unpackers`): neither a hostile layer nor a large one reaches the event loop.
 """
 
 from __future__ import annotations
@@ -91,7 +91,7 @@ class ContentStore:
         inventory = Inventory(
             self._places,
             self._trash,
-            self._options.limits,
+            self._options,
             lambda: [each.image_id for each in list(self._containers.held.values())],
         )
         self._containers.open()

@@ -9,7 +9,6 @@ Spec:
 from __future__ import annotations
 
 import errno
-import logging
 import os
 import stat
 from collections.abc import Callable
@@ -20,7 +19,7 @@ from typing import Final
 from polypod.plugin.errors import BackendError, InvalidArgument, PolypodError, ResourceExhausted
 from polypod.plugin.ids import Digest
 from polypod_image.digests import hasher
-from polypod_image.directories import Directory
+from polypod_image.directories import Directory, join
 from polypod_image.mediatypes import Compression
 from polypod_image.merged import MergedView, Node, keeps_xattr, split
 from polypod_image.meter import Meter
@@ -28,8 +27,7 @@ from polypod_image.options import DevicePolicy
 from polypod_image.streams import ByteStream, decompress, file_source, watched
 from polypod_image.tar import Entry, Kind, TarReader
 from polypod_image.tree import Attributes, LayerTree
-
-log = logging.getLogger(__name__)
+from polypod_image.trees import checksum
 
 _WHITEOUT: Final = b".wh."
 _OPAQUE_ENTRY: Final = b".wh..wh..opq"
@@ -49,17 +47,27 @@ _MAX_LINK: Final = 4095
 class LayerJob:
     """What is to be unpacked, and onto what."""
 
-    blob: str
-    """Path of the blob in the content store."""
+    blob: int
+    """Descriptor of the blob, at its beginning."""
     compression: Compression
     diff_id: Digest
     lower: MergedView | None
 
 
-def unpack_layer(job: LayerJob, target: str, meter: Meter) -> None:
+@dataclass(frozen=True, slots=True)
+class Unpacked:
+    """What came of it."""
+
+    sums: dict[bytes, int]
+    """Path of each regular file → checksum of its content (`trees.checksum`)."""
+    skipped: int
+    """Device nodes that were left out."""
+
+
+def unpack_layer(job: LayerJob, target: str, meter: Meter) -> Unpacked:
     """Unpack a layer into ``target/fs``; ``target`` is empty and nobody else's.
 
-    Blocks; belongs in a thread, later in a process of its own: it takes nothing but its arguments.
+    Belongs in a confined process: it takes nothing but its arguments.
 
     Raises:
         InvalidArgument: the layer is malformed, hostile, beyond a limit, or not what diffID says.
@@ -70,15 +78,15 @@ def unpack_layer(job: LayerJob, target: str, meter: Meter) -> None:
     Path(target, "gone").mkdir(0o700)
     root = _open_directory(f"{target}/fs")
     gone = _open_directory(f"{target}/gone")
-    blob = os.open(job.blob, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
     try:
         os.fchmod(root, 0o755)  # whatever the umask
         digest = hasher(job.diff_id)
-        source = decompress(file_source(blob), job.compression)
+        source = decompress(file_source(job.blob), job.compression)
         stream = ByteStream(watched(source, digest, meter))
         tree = LayerTree(root, gone, job.lower, meter.inode)
+        extractor = _Extractor(tree, stream, meter, {})
         try:
-            _Extractor(tree, stream, meter).run()
+            extractor.run()
             stream.drain()
             tree.finish()
         finally:
@@ -87,8 +95,9 @@ def unpack_layer(job: LayerJob, target: str, meter: Meter) -> None:
         if found != job.diff_id:
             raise InvalidArgument(f"the layer unpacks to {found}, its config says {job.diff_id}")
     finally:
-        for descriptor in (root, gone, blob):
+        for descriptor in (root, gone):
             os.close(descriptor)
+    return Unpacked(extractor.sums, extractor.skipped)
 
 
 def _open_directory(path: str) -> int:
@@ -98,7 +107,11 @@ def _open_directory(path: str) -> int:
 class _Extractor:
     """Turns entries into names of a `LayerTree`."""
 
-    def __init__(self, tree: LayerTree, stream: ByteStream, meter: Meter) -> None:
+    def __init__(
+        self, tree: LayerTree, stream: ByteStream, meter: Meter, sums: dict[bytes, int]
+    ) -> None:
+        self.sums = sums
+        self.skipped = 0
         self._tree = tree
         self._stream = stream
         self._meter = meter
@@ -109,7 +122,6 @@ class _Extractor:
             Kind.CHAR: self._device,
             Kind.BLOCK: self._device,
         }
-        self._skipped = 0
 
     def run(self) -> None:
         reader = TarReader(self._stream, max_entries=self._meter.limits.layer_inodes)
@@ -120,8 +132,6 @@ class _Extractor:
                 raise _explained(entry, error) from error
             except PolypodError as error:
                 raise type(error)(f"entry {entry.shown()}: {error}") from error
-        if self._skipped:
-            log.warning("%d device nodes of a layer were left out", self._skipped)
 
     def _entry(self, entry: Entry) -> None:
         parts = split(entry.name)
@@ -162,9 +172,10 @@ class _Extractor:
                 f"a file of {entry.size} bytes; images.max_file_bytes allows "
                 f"{self._meter.limits.file_bytes}"
             )
-        descriptor = self._create(parent, name)
+        descriptor, total = self._create(parent, name), 0
         try:
             for piece in self._stream.pieces(entry.size):
+                total = checksum(piece, total)
                 _write(descriptor, piece)
             os.fchown(descriptor, entry.uid, entry.gid)
             os.fchmod(descriptor, entry.mode)
@@ -174,6 +185,7 @@ class _Extractor:
             os.utime(descriptor, ns=(entry.mtime_ns, entry.mtime_ns))
         finally:
             os.close(descriptor)
+        self.sums[join(parent.path, name)] = total
 
     def _create(self, parent: Directory, name: bytes) -> int:
         self._meter.inode()
@@ -227,6 +239,9 @@ class _Extractor:
             self._tree.clear(parent, new)
             os.link(old, new, **where, follow_symlinks=False)
         self._tree.made()
+        total = self.sums.get(join(directory.path, old))
+        if total is not None:
+            self.sums[join(parent.path, new)] = total
 
     def _copy(self, target: Node, parent: Directory, name: bytes) -> None:
         """Make a hard link to a lower layer's file: a copy, as overlayfs would make it first."""
@@ -249,7 +264,8 @@ class _Extractor:
         source = os.open(target.places[0], os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
         try:
             stream = ByteStream(watched(file_source(source), self._meter))
-            _Extractor(self._tree, stream, self._meter)._file(entry, parent, name)  # noqa: SLF001
+            inner = _Extractor(self._tree, stream, self._meter, self.sums)
+            inner._file(entry, parent, name)
         finally:
             os.close(source)
 
@@ -268,7 +284,7 @@ class _Extractor:
         if max(entry.device) >= 1 << 20:
             raise InvalidArgument(f"device numbers {entry.device} are too large")
         if policy is DevicePolicy.SKIP:
-            self._skipped += 1
+            self.skipped += 1
             return
         self._node(entry, parent, name, kind, os.makedev(*entry.device))
 
