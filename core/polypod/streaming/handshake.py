@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import contextlib
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -129,11 +130,13 @@ class Handshake:
             ("Content-Length", str(len(body))),
             ("Connection", "close"),
         ]
-        try:
-            answer = self._http.send(h11.Response(status_code=refused.status, headers=headers))
-            return (answer or b"") + (self._http.send(h11.Data(body)) or b"")
-        except h11.LocalProtocolError:
-            return b""
+        answer = b""
+        with contextlib.suppress(h11.LocalProtocolError):
+            response = h11.Response(status_code=refused.status, headers=headers)
+            answer = self._http.send(response) or b""
+            # The answer to HEAD has no body.
+            answer += self._http.send(h11.Data(body)) or b""
+        return answer
 
 
 def negotiate(request: Request, kind: Kind) -> Upgrade:

@@ -140,6 +140,9 @@ class StreamingServer:
         try:
             _keep_alive(writer)
             await self._serve(transport, reader, writer)
+        except asyncio.CancelledError:
+            # `stop`, which waits for us; asyncio's own callback would log it as a failure.
+            log.debug("stream: ended by the server")
         except (Gone, ProtocolError) as error:
             log.debug("stream: the client has left: %s", error)
         except Exception:
