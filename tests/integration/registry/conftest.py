@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -98,6 +99,8 @@ def docker_registry():
 @pytest.fixture(scope="session")
 def certificate(tmp_path_factory):
     """A self-signed certificate for 127.0.0.1 and localhost, and its key."""
+    if shutil.which("openssl") is None:
+        pytest.skip("openssl is not installed")
     place = tmp_path_factory.mktemp("tls")
     words = "openssl req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=localhost -keyout key.pem"
     words += " -out cert.pem -addext subjectAltName=IP:127.0.0.1,DNS:localhost"
