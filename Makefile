@@ -7,10 +7,10 @@ HOST_STAMP := $(VENV)/.host-packages
 DEV_INPUTS := requirements-dev.txt constraints.txt core/pyproject.toml $(wildcard plugins/*/pyproject.toml)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check fmt types imports bench proto docs clean
+.PHONY: help setup demo test check fmt bench bench-peers proto docs clean
 
 help:  ## print this list
-	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: $(HOST_STAMP) $(STAMP)  ## make .venv with polypod, its plugins and the tools, at pinned versions
 
@@ -42,6 +42,9 @@ fmt: setup  ## format the code and mend what the linter can mend
 
 bench: setup  ## latency, throughput, memory and log rate of this host; a table and bench/out/*.json (ARGS=--quick, ARGS=--help)
 	$(BIN)/python -m bench $(ARGS)
+
+bench-peers: setup  ## the same client on polypod and on Debian's containerd in turns; ratios and bench/out/peers-*.json (ARGS=--quick)
+	$(BIN)/python -m bench.peers $(ARGS)
 
 proto: setup  ## generate core/polypod/api/v1 from proto/
 	$(BIN)/python -m grpc_tools.protoc -Ipolypod/api/v1=proto/runtime/v1 --python_out=core \

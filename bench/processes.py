@@ -16,12 +16,8 @@ class ServerCgroup:
     """
 
     def __init__(self, name: str) -> None:
-        self.path: Path | None = None
-        for base in (Path("/sys/fs/cgroup/cpuacct"), Path("/sys/fs/cgroup")):
-            is_v2 = (base / "cgroup.controllers").exists()
-            if (base / "cpuacct.usage").exists() or is_v2:
-                self.path = self._make(base / f"polypod-bench-{name}-{os.getpid()}")
-                break
+        base = base_of_cgroups()
+        self.path = self._make(base / f"polypod-bench-{name}-{os.getpid()}") if base else None
 
     @staticmethod
     def _make(path: Path) -> Path | None:
@@ -56,6 +52,15 @@ class ServerCgroup:
         """Remove the cgroup; the server has ended before."""
         if self.path is not None:
             self.path.rmdir()
+
+
+def base_of_cgroups() -> Path | None:
+    """Return the hierarchy that counts processor time, if cgroups can be made in it."""
+    for base in (Path("/sys/fs/cgroup/cpuacct"), Path("/sys/fs/cgroup")):
+        counts = (base / "cpuacct.usage").exists() or (base / "cgroup.controllers").exists()
+        if counts and os.access(base, os.W_OK):
+            return base
+    return None
 
 
 def ours(daemon: int, state: Path) -> dict[str, int]:

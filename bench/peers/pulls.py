@@ -1,0 +1,82 @@
+"""Pull and unpack on both sides, from a registry on the loopback, each time into a root that is new.
+
+A root that images were removed from would not do: some file systems are slow to make files for minutes after
+many were removed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from collections.abc import Callable, Sequence
+
+from bench.images import Trees
+from bench.peers.measures import SETTLE_S, Sizes
+from bench.peers.rows import Gathered, Row
+from bench.peers.side import Side, cpu_s
+from polypod.testing.registry import Registry, push
+
+VARIANTS = ((1, "gzip"), (6, "gzip"), (1, "zstd"), (6, "zstd"))
+"""Layers and compression of each image; no two have a file in common."""
+PULL_AIM = 1 / 2
+
+
+async def pulls(makers: Sequence[Callable[[], Side]], sizes: Sizes) -> list[Row]:
+    """Measure; the sides are made and taken down here.
+
+    Raises:
+        RuntimeError: a side could not be taken down.
+    """
+    gathered = Gathered()
+    with Registry() as registry:
+        names = await asyncio.to_thread(_fill, registry.address, sizes)
+        used: list[Side] = []
+        try:
+            for _ in range(sizes.pulls):
+                for make in makers:
+                    side = make()
+                    used.append(side)
+                    await _round(gathered, side, names)
+                    await asyncio.to_thread(side.stop_daemon)
+            for side in used[-len(makers) :]:
+                await side.start_daemon()
+                await _removals(gathered, side, list(names.values()))
+        finally:
+            clean = [await side.take_down() for side in used]
+    if not all(clean):
+        raise RuntimeError("a server of the pulls could not be taken down")
+    return gathered.rows()
+
+
+def _fill(address: str, sizes: Sizes) -> dict[str, str]:
+    """Make and push the images; return what each is → its reference."""
+    trees = Trees(sizes.tree_files, sizes.tree_mb << 20)
+    names = {}
+    for layers, compression in VARIANTS:
+        repository = f"bench/tree-{layers}-{compression}"
+        push(address, repository, "1", trees.image(repository, layers, compression))
+        what = f"{sizes.tree_mb} MiB, {sizes.tree_files} files, {layers} layers, {compression}"
+        names[what] = f"{address}/{repository}:1"
+    return names
+
+
+async def _round(gathered: Gathered, side: Side, names: dict[str, str]) -> None:
+    await side.start(None)
+    for what, name in names.items():
+        await asyncio.to_thread(os.sync)  # nobody's old writes are in the way
+        before_s, began = cpu_s(side), time.perf_counter()
+        await side.pods.cri.pull_image(name)
+        took_s = time.perf_counter() - began
+        await asyncio.sleep(SETTLE_S)
+        cpu = cpu_s(side) - before_s
+        gathered.add(side.name, f"pull + unpack, {what}", "s", [took_s], aim=PULL_AIM)
+        gathered.add(side.name, f"CPU of it, {what}", "s", [cpu], aim=PULL_AIM)
+
+
+async def _removals(gathered: Gathered, side: Side, names: Sequence[str]) -> None:
+    for name in names:
+        began = time.perf_counter()
+        await side.pods.cri.remove_image(name)
+        took_ms = (time.perf_counter() - began) * 1e3
+        gathered.add(side.name, "RemoveImage of such an image", "ms", [took_ms])
