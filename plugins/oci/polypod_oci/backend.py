@@ -134,7 +134,7 @@ class OciBackend:
         self._watch(container)
 
     async def _undo_create(self, container: Container) -> None:
-        await self._calls.discard_failed(container.id)
+        await self._calls.discard(container.id)
         await self._supervisor.forget(container.process_id)
 
     def _target(self, spec: ContainerSpec) -> int:
@@ -255,7 +255,7 @@ class OciBackend:
         container = bundle.read()
         if found is None:
             _log.warning("container %s was only half made: removed", container.id)
-            await self._calls.discard_failed(container.id)
+            await self._calls.discard(container.id)
             return
         take_process(container, found)
         self._containers[container.id] = container

@@ -6,10 +6,12 @@ Everything that blocks on the host's file systems runs in a thread.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
+import logging
 import os
+import shutil
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from polypod.plugin import (
@@ -37,8 +39,7 @@ from polypod_oci.features import Facts
 from polypod_oci.inventory import Bundle, Container
 from polypod_oci.tool import Tool, both
 
-_NO_LIMIT = 1 << 62
-"""cgroup v1 says "no limit" with a number near 2^63."""
+_log = logging.getLogger(__name__)
 
 
 class Calls:
@@ -119,14 +120,15 @@ class Calls:
             await both(self.tool.run(*words, "--console-socket", socket.path, last), forward)
 
     async def discard(self, container_id: ContainerId) -> None:
-        """Remove all that the runtime and we have made of a container. Idempotent."""
-        await self.tool.run("delete", "--force", container_id)
-        await asyncio.to_thread(self._discard, self.bundle(container_id))
+        """Remove all that the runtime and we have made of a container. Idempotent.
 
-    async def discard_failed(self, container_id: ContainerId) -> None:
-        """The same where the runtime may know nothing of it, and says so."""
-        with contextlib.suppress(BackendError):
+        One that the runtime cannot delete, because it is half made or its own notes are broken, must
+        not stay for ever: its processes are ended by its cgroup, and the notes go with the rest.
+        """
+        try:
             await self.tool.run("delete", "--force", container_id)
+        except BackendError as error:
+            _log.warning("container %s: removed without the runtime: %s", container_id, error)
         await asyncio.to_thread(self._discard, self.bundle(container_id))
 
     def _discard(self, bundle: Bundle) -> None:
@@ -135,6 +137,7 @@ class Calls:
             self._cgroups.remove(cgroup)
         mounts.unmount(bundle.rootfs)
         bundle.remove()
+        shutil.rmtree(self.tool.root / bundle.path.name, ignore_errors=True)
 
     # the others
 
@@ -175,7 +178,7 @@ class Calls:
         memory = resources.memory_limit_in_bytes
         if swap is not None and memory > swap and not resources.memory_swap_limit_in_bytes:
             # Memory may never be above memory and swap together, and runtimes leave that to us.
-            wanted = replace_swap(resources, memory)
+            wanted = replace(resources, memory_swap_limit_in_bytes=memory)
         return documents.resources_text(oci_resources(wanted, facts))
 
     async def exec(
@@ -202,13 +205,6 @@ class Calls:
         finally:
             process.unlink()
             pid_file.unlink(missing_ok=True)
-
-
-def replace_swap(resources: Resources, limit: int) -> Resources:
-    """Return resources whose limit of memory and swap is at least what memory alone may be."""
-    from dataclasses import replace
-
-    return replace(resources, memory_swap_limit_in_bytes=limit)
 
 
 def _mount_root(spec: ContainerSpec, bundle: Bundle) -> Path:

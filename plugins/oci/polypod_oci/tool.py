@@ -55,6 +55,8 @@ class Tool:
 
     def __init__(self, options: Options, supervisor: Supervisor, handler: str) -> None:
         self.name = options.name
+        self.root = options.root
+        """Where the runtime keeps a directory for each container."""
         self._supervisor = supervisor
         self._labels = {"handler": handler, "kind": "tool"}
         hides = options.name == "crun" and _UNIFIED.is_mount()

@@ -171,6 +171,18 @@ async def test_a_dead_init_is_told(lab):
     assert [each.sandbox_id for each in lab.events] == [sandbox.id]
 
 
+async def test_one_that_the_runtime_cannot_delete_goes_all_the_same(lab, tmp_path):
+    box = await lab.run(await lab.sandbox(), LOOP)
+    for name in ("state.json", "status"):
+        for path in (tmp_path / "state/runtime" / box.id).glob(name):
+            path.write_text("broken")
+    await box.delete()
+    await box.silent()
+    assert await lab.state(box.id) is None
+    assert not (tmp_path / "state/runtime" / box.id).exists()
+    assert not (lab.backend._cgroups.tracking / box.spec.cgroup.strip("/")).exists()
+
+
 # Namespaces, execs, features
 
 

@@ -103,6 +103,8 @@ async def test_the_same_pod_on_all_backends_at_once(server, handlers, tmp_path):
         await asyncio.gather(*(pod.sh(box, "touch /tmp/go") for pod, box in made))
         await check_all_end(handlers, made)
         await pods.remove_all()
+        # What lives now is left to `polypod down`.
+        await asyncio.gather(*(begin(pods, handler) for handler in handlers))
 
 
 async def facts(cri: CriClient, pod: Pod, box: str) -> tuple[object, object]:
