@@ -53,11 +53,11 @@ def server(tmp_path_factory: pytest.TempPathFactory):
 
 
 async def _warm_up(server: Server) -> None:
-    """Pull the image and run a first pod, which brings libvirtd, the bridge and the guest."""
+    """Pull the image and run a first pod: it brings libvirtd, the bridge, the guest and the image's disk."""
     async with CriClient(server.endpoint) as cri:
         await cri.pull_image(f"oci:{server.layout}")
         pods = Pods(cri, f"oci:{server.layout}", server.place / "logs")
-        await pods.run("first")
+        await (await pods.run("first")).run("true")
         await pods.remove_all()
 
 
