@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import select
 import socket
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -120,16 +121,32 @@ class _Container:
             self.stdin = os.dup(master)
             self.pumps.append(_Pump(master, _LogWriter(self, "stdout").take))
 
+    def writes(self, stream: str) -> bool:
+        """Tell whether a stream is there and has not ended."""
+        number = ("stdout", "stderr").index(stream)
+        return number < len(self.pumps) and not self.pumps[number].ended
+
     def add_fan(self, stream: str) -> int:
         """Return a pipe that gets what the stream brings from now on."""
+        self._forget_who_left()
         ours, theirs = os.pipe()
         os.set_blocking(theirs, False)
         self.fans.setdefault(stream, []).append(theirs)
         return ours
 
+    def _forget_who_left(self) -> None:
+        for fans in self.fans.values():
+            for fan in list(fans):
+                poll = select.poll()
+                poll.register(fan, 0)
+                if poll.poll(0):
+                    fans.remove(fan)
+                    os.close(fan)
+
     def add_client(self) -> int:
         """Return a pipe that leads to stdin."""
         theirs, ours = os.pipe()
+        self.clients = [client for client in self.clients if not client.ended]
         self.clients.append(_Pump(theirs, self._from_client))
         return ours
 
@@ -261,8 +278,8 @@ class FakeLogs:
         container.accept_console()
         return FakeAttached(
             container.add_client() if stdin and container.stdin is not None else None,
-            container.add_fan("stdout") if stdout else None,
-            container.add_fan("stderr") if stderr else None,
+            container.add_fan("stdout") if stdout and container.writes("stdout") else None,
+            container.add_fan("stderr") if stderr and container.writes("stderr") else None,
         )
 
     async def resize(self, container_id: ContainerId, /, *, width: int, height: int) -> None:
