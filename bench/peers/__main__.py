@@ -19,7 +19,7 @@ from bench.peers.containerd_side import ContainerdSide
 from bench.peers.measures import MEASURES, Sizes
 from bench.peers.polypod_side import PolypodSide
 from bench.peers.rows import Row
-from bench.peers.side import Archives, Side
+from bench.peers.side import BUSYBOX, PAUSE, Archives, Side
 from bench.report import OUT
 
 PARTS = (*MEASURES, "pull")
@@ -112,10 +112,8 @@ async def _with_pods(
 
 def _archives(place: Path) -> Archives:
     return Archives(
-        pause=images.write_archive(images.pause(), "localhost/bench-pause:latest", place / "p.tar"),
-        busybox=images.write_archive(
-            images.busybox(), "localhost/bench-busybox:latest", place / "b.tar"
-        ),
+        pause=images.write_archive(images.pause(), PAUSE, place / "pause.tar"),
+        busybox=images.write_archive(images.busybox(), BUSYBOX, place / "busybox.tar"),
     )
 
 

@@ -11,7 +11,7 @@ import os
 import time
 from collections.abc import Callable, Sequence
 
-from bench.images import Trees
+from bench.images import Trees, busybox
 from bench.peers.measures import SETTLE_S, Sizes
 from bench.peers.rows import Gathered, Row
 from bench.peers.side import Side, cpu_s
@@ -19,6 +19,7 @@ from polypod.testing.registry import Registry, push
 
 VARIANTS = ((1, "gzip"), (6, "gzip"), (1, "zstd"), (6, "zstd"))
 """Layers and compression of each image; no two have a file in common."""
+SMALL = "bench/small"
 PULL_AIM = 1 / 2
 
 
@@ -37,7 +38,7 @@ async def pulls(makers: Sequence[Callable[[], Side]], sizes: Sizes) -> list[Row]
                 for make in makers:
                     side = make()
                     used.append(side)
-                    await _round(gathered, side, names)
+                    await _round(gathered, side, registry.address, names)
                     await asyncio.to_thread(side.stop_daemon)
             for side in used[-len(makers) :]:
                 await side.start_daemon()
@@ -51,18 +52,21 @@ async def pulls(makers: Sequence[Callable[[], Side]], sizes: Sizes) -> list[Row]
 
 def _fill(address: str, sizes: Sizes) -> dict[str, str]:
     """Make and push the images; return what each is → its reference."""
+    push(address, SMALL, "1", busybox())
     trees = Trees(sizes.tree_files, sizes.tree_mb << 20)
     names = {}
     for layers, compression in VARIANTS:
         repository = f"bench/tree-{layers}-{compression}"
         push(address, repository, "1", trees.image(repository, layers, compression))
-        what = f"{sizes.tree_mb} MiB, {sizes.tree_files} files, {layers} layers, {compression}"
+        parts = "1 layer" if layers == 1 else f"{layers} layers"
+        what = f"{sizes.tree_mb} MiB, {sizes.tree_files} files, {parts}, {compression}"
         names[what] = f"{address}/{repository}:1"
     return names
 
 
-async def _round(gathered: Gathered, side: Side, names: dict[str, str]) -> None:
+async def _round(gathered: Gathered, side: Side, address: str, names: dict[str, str]) -> None:
     await side.start(None)
+    await side.pods.cri.pull_image(f"{address}/{SMALL}:1")  # modules, connections, caches
     for what, name in names.items():
         await asyncio.to_thread(os.sync)  # nobody's old writes are in the way
         before_s, began = cpu_s(side), time.perf_counter()

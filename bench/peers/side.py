@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
@@ -14,6 +15,16 @@ from polypod.client import CriClient, CriError
 READY_S = 60.0
 PAUSE = "localhost/bench-pause:latest"
 BUSYBOX = "localhost/bench-busybox:latest"
+
+
+@dataclass(frozen=True, slots=True)
+class Archives:
+    """The same images for both sides, as OCI archives."""
+
+    pause: Path
+    """The sandbox image; only a peer needs one."""
+    busybox: Path
+    """What pods run."""
 
 
 class Side(Protocol):
@@ -49,19 +60,6 @@ class Side(Protocol):
     def log_tail(self) -> str:
         """Return the end of the daemon's log."""
         ...
-
-
-class Archives:
-    """The same images for both sides, as OCI archives.
-
-    Args:
-        pause: the sandbox image; only a peer needs one.
-        busybox: the image that pods run.
-    """
-
-    def __init__(self, pause: Path, busybox: Path) -> None:
-        self.pause = pause
-        self.busybox = busybox
 
 
 def cpu_s(side: Side) -> float:
