@@ -113,18 +113,30 @@ _SECTIONS: dict[str, type] = {
 _FREE = ("images", "network")
 _FREE_HELP = {
     "images": [
+        ("oci_dirs", '["/"]', "directories below which oci:PATH and archive references may lead"),
         ("hosts_dir", '"/etc/polypod/hosts.d"', "a tree of HOST/hosts.toml: mirrors per registry"),
         ("pull_progress_timeout_s", "60", "seconds without a byte that end a transfer"),
         ("pull_parallel_layers", "3", "layers of one pull that are fetched at once"),
         ("pull_attempts", "3", "rounds over all endpoints; broken transfers in a row"),
         ("token_realms", "[]", "hosts of token servers that may be loopback or link-local"),
-        ("oci_dirs", '["/"]', "directories below which oci:PATH references may lead"),
+        ("max_layer_bytes", f"{64 << 30}", "what one layer may unpack to, headers included"),
+        ("max_layer_inodes", "2000000", "files and directories that one layer may have"),
+        ("max_file_bytes", f"{32 << 30}", "what one file of a layer may have"),
+        ("min_free_bytes", f"{256 << 20}", "what must stay free below server.root"),
+        ("devices", '"skip"', "device nodes of a layer: skip, keep, or refuse the image"),
+        ("overlay_options", '["volatile"]', "mount options of containers' root file systems"),
+        ("usage_interval_s", "10", "seconds between two samples of writable layers; 0 takes none"),
     ],
     "network": [
         ("type", '"bridge"', "the network type, as `polypod plugins` lists them"),
         ("subnets", '["10.231.0.0/16", "fd00:10:231::/64"]', "pod addresses, one per family"),
+        ("bridge", '""', "of the type bridge: the interface; empty makes a name of server.root"),
+        ("mtu", "0", "of the type bridge: bytes; 0 is the kernel's"),
+        ("masquerade", "true", "of the type bridge: pods talk to others as the node"),
         ("cni.conf_dir", '"/etc/cni/net.d"', "of the type cni: where its configurations lie"),
         ("cni.bin_dirs", '["/opt/cni/bin"]', "of the type cni: where its plugins lie"),
+        ("cni.timeout_s", "30", "of the type cni: for one execution of one plugin, seconds"),
+        ("cni.gc", "true", "of the type cni: at start plugins give back what nobody uses"),
     ],
 }
 
