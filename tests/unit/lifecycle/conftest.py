@@ -450,6 +450,7 @@ class Bench:
         self.hooks = FakeHooks(self.world)
         self.backend = FakeBackend(self.world)
         self.settings = Settings(close_s=0.05)
+        self.urls = FakeUrls()
         self.core: Core
 
     def parts(self) -> Parts:
@@ -479,7 +480,7 @@ class Bench:
             logs=FakeLogs(self.world),
             hooks=self.hooks,
             builder=FakeBuilder(),
-            urls=FakeUrls(),
+            urls=self.urls,
             database=self.database,
             root=self.directory / "root",
             state=self.directory / "state",
