@@ -35,7 +35,7 @@ from polypod.plugin.ids import ExecId, new_id
 from polypod.plugin.oci import Process
 from polypod.plugin.requests import NamespaceMode
 from polypod.plugin.runtime import Execs as BackendExecs
-from polypod.plugin.runtime import ExecSpec, Feature
+from polypod.plugin.runtime import ExecSpec, Feature, Forwards
 
 _CONSOLE_S = 10.0
 _CONNECT_S = 10.0
@@ -196,21 +196,22 @@ class SandboxForward:
     async def connect(self, port: int, /) -> socket.socket:
         """See `Forward.connect`: localhost of the sandbox, and of the host only if it has no other."""
         _require_ready(self._sandbox)
+        record, backend = self._sandbox.record, self._heart.handler_of(self._sandbox).backend
+        if isinstance(backend, Forwards):
+            fd = await within(self._heart.clock, _CONNECT_S, backend.forward(record.id, port))
+            return _adopted(fd)
         first: Exception | None = None
         for host in _LOOPBACK:
             try:
                 return await within(self._heart.clock, _CONNECT_S, self._connect(host, port))
             except (PolypodError, OSError) as error:  # TimeoutError is an OSError
                 first = first or error
-        raise BackendError(f"sandbox {self._sandbox.record.id}: port {port}: {first}") from first
+        raise BackendError(f"sandbox {record.id}: port {port}: {first}") from first
 
     async def _connect(self, host: str, port: int) -> socket.socket:
         record = self._sandbox.record
         if record.config.security.namespaces.network is not NamespaceMode.NODE:
-            fd = await self._heart.parts.supervisor.connect_tcp(record.id, host, port)
-            found = socket.socket(fileno=fd)
-            found.setblocking(False)
-            return found
+            return _adopted(await self._heart.parts.supervisor.connect_tcp(record.id, host, port))
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         found = socket.socket(family, socket.SOCK_STREAM)
         found.setblocking(False)
@@ -220,6 +221,12 @@ class SandboxForward:
             found.close()
             raise
         return found
+
+
+def _adopted(fd: int) -> socket.socket:
+    found = socket.socket(fileno=fd)
+    found.setblocking(False)
+    return found
 
 
 def _process(

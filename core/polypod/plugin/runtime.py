@@ -294,3 +294,23 @@ class StatsSource(Protocol):
     ) -> Mapping[ContainerId, ContainerUsage]:
         """Return counters of those that are alive; the others are left out."""
         ...
+
+
+@runtime_checkable
+class Forwards(Protocol):
+    """Optional: port-forward of sandboxes whose localhost is not that of their network namespace.
+
+    Without it core connects from inside the namespace, which is right for everything but a machine of
+    its own.
+    """
+
+    async def forward(self, sandbox_id: SandboxId, port: int, /) -> int:
+        """Return a stream socket that leads to a TCP port of the sandbox's localhost.
+
+        IPv4 is tried first, then IPv6. The descriptor belongs to the caller; closing one direction of it
+        closes that direction of the connection inside.
+
+        Raises:
+            BackendError: nobody listens there.
+        """
+        ...

@@ -341,6 +341,23 @@ async def test_a_forward_into_the_hosts_network_is_a_connect_of_ours(bench, insi
     assert inside == []
 
 
+async def test_a_backend_with_a_localhost_of_its_own_makes_the_connection(bench, inside):
+    asked = []
+
+    async def forward(sandbox_id, port, /):
+        asked.append((sandbox_id, port))
+        ours, theirs = socket.socketpair()
+        theirs.close()
+        return ours.detach()
+
+    bench.backend.forward = forward
+    pod = await bench.pod()
+    target = bench.urls.forwards[await bench.core.forward_url(pod, [])]
+    with await target.connect(80) as sock:
+        assert not sock.getblocking()
+    assert (asked, inside) == ([(pod, 80)], [])
+
+
 async def test_a_forward_needs_a_sandbox_that_is_ready(bench, inside):
     with pytest.raises(NotFound):
         await bench.core.forward_url("f" * 64, [])
