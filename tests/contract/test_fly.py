@@ -14,11 +14,12 @@ from polypod.plugin.ids import SandboxId, new_id
 from polypod.plugin.rootfs import DirectoryRootfs
 from polypod.plugin.runtime import RuntimeContext, SandboxSpec
 from polypod.processes.host import ProcessHost
+from polypod.testing.runtime_lab import RuntimeLab
 from polypod.testing.runtime_suite import CHECKS, Outcome, run_check
 from polypod_fly.host import Group
 from polypod_fly.plugin import plugin
 
-pytestmark = [pytest.mark.needs_root, pytest.mark.needs_busybox]
+pytestmark = [pytest.mark.needs_root, pytest.mark.needs_overlay, pytest.mark.needs_busybox]
 
 
 class FlySubject(NamespacesSubject):
@@ -43,25 +44,13 @@ class FlySubject(NamespacesSubject):
         directory.mkdir()
         return SandboxSpec(sandbox_id, config, None, directory, f"{self._parent}/{sandbox_id}")
 
-    async def container(self, container_id, sandbox, wanted, stdio, /):
-        spec = await super().container(container_id, sandbox, wanted, stdio)
-        root = spec.directory / "root"
-        shutil.copytree(self._root, root, symlinks=True)
-        return replace(spec, rootfs=DirectoryRootfs(root))
-
     async def discard(self, sandbox, /):
         shutil.rmtree(sandbox.directory)
 
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A root of one program: applets are links, so that a copy costs nothing."""
-    made = busybox_root(tmp_path_factory.mktemp("busybox"))
-    for path in (made / "bin").iterdir():
-        if path.name != "busybox":
-            path.unlink()
-            path.symlink_to("busybox")
-    return made
+    return busybox_root(tmp_path_factory.mktemp("busybox"))
 
 
 @pytest.fixture
@@ -79,3 +68,16 @@ async def test_fly(check, subject):
     if verdict.outcome is Outcome.NOT_APPLICABLE:
         pytest.skip(verdict.detail)
     assert verdict.good, verdict.detail
+
+
+async def test_a_directory_is_a_root_too(subject, root):
+    """The other form that it accepts; the suite runs on layers."""
+    lab = RuntimeLab(subject)
+    await lab.open()
+    box = await lab.box(await lab.sandbox(), lab.script("test -e /proc/1/stat && exit 8"))
+    directory = box.spec.directory / "root"
+    shutil.copytree(root, directory, symlinks=True)
+    await lab.backend.create(replace(box.spec, rootfs=DirectoryRootfs(directory)))
+    await box.start()
+    assert (await box.ended()).status.code == 8
+    await lab.close()

@@ -15,11 +15,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 
-from polypod.plugin import BackendError, ExitStatus, Launched, Stdio, Supervisor
+from polypod.plugin import BackendError, ExitStatus, Launched, OverlayRootfs, Stdio, Supervisor
 from polypod.spec.compile import Streams
 
 # asm-generic/unistd.h, linux/mount.h
-_OPEN_TREE, _MOUNT_SETATTR = 428, 442
+_OPEN_TREE, _FSOPEN, _FSCONFIG, _FSMOUNT, _MOUNT_SETATTR = 428, 430, 431, 432, 442
+_SET_STRING, _CREATE, _CLOEXEC = 1, 6, 1
 _CLONE, _RECURSIVE, _EMPTY_PATH, _AT_FDCWD, _MS_PRIVATE = 1, 0x8000, 0x1000, -100, 1 << 18
 _syscall = ctypes.CDLL(None, use_errno=True).syscall
 
@@ -61,15 +62,48 @@ class Opened:
     def tree(self, path: Path) -> str:
         """Add a copy of a tree of mounts that is attached nowhere, and to which nothing propagates."""
         flags = _CLONE | _RECURSIVE | os.O_CLOEXEC
-        fd = _syscall(_OPEN_TREE, _AT_FDCWD, ctypes.c_char_p(os.fsencode(path)), flags)
-        if fd < 0:
-            raise BackendError(f"{path}: {os.strerror(ctypes.get_errno())}")
+        fd = _called(_syscall(_OPEN_TREE, _AT_FDCWD, os.fsencode(path), flags), str(path))
         source = self.take(fd)
         private = struct.pack("=QQQQ", 0, 0, _MS_PRIVATE, 0)
         how = _EMPTY_PATH | _RECURSIVE
-        if _syscall(_MOUNT_SETATTR, fd, b"", how, private, ctypes.c_size_t(len(private))):
-            raise BackendError(f"{path}: {os.strerror(ctypes.get_errno())}")
+        size = ctypes.c_size_t(len(private))
+        _called(_syscall(_MOUNT_SETATTR, fd, b"", how, private, size), str(path))
         return source
+
+    def _opened(self, path: Path) -> int:
+        self._ours.append(os.open(path, os.O_PATH | os.O_CLOEXEC))
+        return self._ours[-1]
+
+    def overlay(self, rootfs: OverlayRootfs) -> str:
+        """Add a mount of layers that is attached nowhere."""
+        context = _called(_syscall(_FSOPEN, b"overlay", _CLOEXEC), "overlay")
+        self._ours.append(context)
+        pairs = [("upperdir", str(rootfs.upper)), ("workdir", str(rootfs.work))]
+        pairs += [
+            (key, value) for key, _, value in (each.partition("=") for each in rootfs.options)
+        ]
+        links = [f"/proc/self/fd/{fd}" for fd in map(self._opened, rootfs.lowers)]
+        try:
+            for path in rootfs.lowers:
+                _set(context, "lowerdir+", str(path))
+        except BackendError:  # before Linux 6.7 all of them are one word, of at most 256 bytes
+            _set(context, "lowerdir", ":".join(links))
+        for key, value in pairs:
+            _set(context, key, value)
+        _called(_syscall(_FSCONFIG, context, _CREATE, None, None, 0), "overlay")
+        return self.take(_called(_syscall(_FSMOUNT, context, _CLOEXEC, 0), "overlay"))
+
+
+def _called(result: int, what: str) -> int:
+    if result < 0:
+        raise BackendError(f"{what}: {os.strerror(ctypes.get_errno())}")
+    return result
+
+
+def _set(context: int, key: str, value: str) -> None:
+    # A flag such as `volatile` has no value.
+    kind, text = (_SET_STRING, os.fsencode(value)) if value else (0, None)
+    _called(_syscall(_FSCONFIG, context, kind, key.encode(), text, 0), f"{key}={value}")
 
 
 class Group:

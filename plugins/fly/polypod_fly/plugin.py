@@ -19,6 +19,7 @@ from polypod.plugin import (
     BackendEvent,
     BackendState,
     BackendStatus,
+    BlockRootfs,
     ContainerExited,
     ContainerId,
     ContainerSpec,
@@ -31,8 +32,10 @@ from polypod.plugin import (
     Inventory,
     LiveProcess,
     NotFound,
+    OverlayRootfs,
     ProcessId,
     Resources,
+    Rootfs,
     RootfsForm,
     RuntimeBackend,
     RuntimeContext,
@@ -64,7 +67,7 @@ class FlyPlugin(Hooks):
                 name="fly",
                 summary="chroot only: no isolation at all, the baseline of every comparison",
                 open=open_backend,
-                rootfs_forms=(RootfsForm.DIRECTORY,),
+                rootfs_forms=(RootfsForm.OVERLAY, RootfsForm.DIRECTORY),
                 features=frozenset(
                     [
                         *(Feature.HOST_NETWORK, Feature.HOST_PID, Feature.HOST_IPC),
@@ -298,8 +301,6 @@ class FlyBackend:
 
 def _plan(spec: ContainerSpec, group: Group, opened: Opened) -> Plan:
     """Compile what core asks for, less everything that would isolate."""
-    if not isinstance(spec.rootfs, DirectoryRootfs):
-        raise Unsupported(f"container {spec.id}: fly takes a directory as root")
     shared = [OciMount(path, "bind", path, ("rbind",)) for path in HOST_TREES]
     asked = [each for each in spec.config.mounts if "rbind" in each.options]
     kept = [each for each in asked if not each.destination.startswith("/dev/")]
@@ -309,7 +310,7 @@ def _plan(spec: ContainerSpec, group: Group, opened: Opened) -> Plan:
         linux=Linux(namespaces=(Namespace("mount"),)),
     )
     sources = Sources(
-        root=opened.tree(spec.rootfs.path),
+        root=_root(spec.rootfs, opened),
         streams=opened.streams(spec.stdio),
         cgroups=(opened.take(group.open()),),
         mounts={
@@ -320,3 +321,13 @@ def _plan(spec: ContainerSpec, group: Group, opened: Opened) -> Plan:
         },
     )
     return compile_container(config, sources)
+
+
+def _root(rootfs: Rootfs, opened: Opened) -> str:
+    match rootfs:
+        case OverlayRootfs():
+            return opened.overlay(rootfs)
+        case DirectoryRootfs(path):
+            return opened.tree(path)
+        case BlockRootfs(path):
+            raise Unsupported(f"{path}: fly has no use for a block image")
