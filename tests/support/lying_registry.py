@@ -245,10 +245,11 @@ def _read(handler: socketserver.StreamRequestHandler) -> Asked | None:
     words = line.split()
     if len(words) != 3:
         return None
-    headers = {}
+    headers: dict[str, str] = {}
     while text := handler.rfile.readline(65536).decode("latin-1").strip():
         name, _, value = text.partition(":")
-        headers[name.strip().lower()] = value.strip()
+        name = name.strip().lower()
+        headers[name] = ", ".join(filter(None, (headers.get(name), value.strip())))
     body = handler.rfile.read(int(headers.get("content-length", "0")))
     parts = urlsplit(words[1])
     query = {name: " ".join(values) for name, values in parse_qs(parts.query).items()}

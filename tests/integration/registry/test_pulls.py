@@ -399,10 +399,10 @@ async def test_a_path_can_be_overridden_and_headers_are_sent(stores, store, liar
     stores.rule(
         "r.example",
         f'[host."http://{liar.address}/proxy"]\noverride_path = true\n'
-        f'[host."http://{liar.address}/proxy".header]\nx-team = ["blue"]\n',
+        f'[host."http://{liar.address}/proxy".header]\nx-team = ["blue", "red"]\n',
     )
     await store.pull("r.example/app:1")
-    assert {each.headers["x-team"] for each in liar.seen} == {"blue"}
+    assert {each.headers["x-team"] for each in liar.seen} == {"blue, red"}
 
 
 # TLS

@@ -34,12 +34,19 @@ def served(tmp_path_factory):
         (hosts / "gone.example" / "hosts.toml").write_text('server = "http://127.0.0.1:9"\n')
         registry.add("app", "1", IMAGE)
         server = Server([f"images.hosts_dir={hosts}", "images.pull_progress_timeout_s=2"])
-        server.start()
         try:
+            server.start()
+            asyncio.run(_warm_up(server))
             yield server, registry
         finally:
             registry.ended.set()
             server.take_down()
+
+
+async def _warm_up(server):
+    """Pull once: it brings what a server makes once, such as the process that unpacks."""
+    async with CriClient(server.endpoint) as client:
+        await client.remove_image(await client.pull_image("r.example/app:1"))
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ import re
 import socket
 import ssl
 import urllib.request
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from typing import Final
@@ -154,38 +154,54 @@ class Transport:
         first = _origin(url)
         for _ in range(MAX_REDIRECTS + 1):
             here = _origin(url)
-            own = here == endpoint.origin
-            if not own and here.host not in allowed:
-                reason = why_not(here, endpoint.origin, what=what)
-                if reason:
-                    raise RequestFailed(Kind.REFUSED, f"{endpoint.origin}: {reason}")
-            extra = dict(endpoint.headers) if own else {}
+            trusted = here == endpoint.origin or here.host in allowed
+            reason = "" if trusted else why_not(here, endpoint.origin, what=what)
+            if reason:
+                raise RequestFailed(Kind.REFUSED, f"{endpoint.origin}: {reason}")
             if here != first:
                 sent.pop("Authorization", None)
-            session = await self._session(endpoint, guarded=not own and here.host not in allowed)
+            session = await self._session(endpoint, guarded=not trusted)
+            extra = endpoint.headers if here == endpoint.origin else ()
             response: aiohttp.ClientResponse | None = None
             try:
-                with _translated(shown_url(url)):
-                    response = await session.request(
-                        method,
-                        URL(url, encoded=True),
-                        headers={**extra, **sent},
-                        data=data,
-                        allow_redirects=False,
-                        proxy=proxy_for(url),
-                        timeout=self._timeout(endpoint),
-                    )
-                location = response.headers.get("Location", "")
-                if response.status in _REDIRECTS and location and method != "POST":
-                    await _answer(response, url).error_code()
-                    url = urljoin(url, location)
-                    continue
-                yield _answer(response, url)
-                return
+                response = await self._send(
+                    session, endpoint, method, url, _merged(extra, sent), data
+                )
+                answer = _answer(response, url)
+                location = answer.header("Location")
+                if not (answer.status in _REDIRECTS and location and method != "POST"):
+                    yield answer
+                    return
+                await answer.error_code()
+                url = urljoin(url, location)
             finally:
                 if response is not None:
                     _let_go(response)
         raise RequestFailed(Kind.LIES, f"{shown_url(url)}: more than {MAX_REDIRECTS} redirects")
+
+    async def _send(
+        self,
+        session: aiohttp.ClientSession,
+        endpoint: Endpoint,
+        method: str,
+        url: str,
+        headers: list[tuple[str, str]],
+        data: Mapping[str, str] | None,
+    ) -> aiohttp.ClientResponse:
+        with _translated(shown_url(url)):
+            return await session.request(
+                method,
+                URL(url, encoded=True),
+                headers=headers,
+                data=data,
+                allow_redirects=False,
+                proxy=proxy_for(url),
+                timeout=aiohttp.ClientTimeout(
+                    total=None,
+                    sock_connect=endpoint.dial_timeout_s,
+                    sock_read=self.progress_timeout_s,
+                ),
+            )
 
     async def _session(self, endpoint: Endpoint, *, guarded: bool) -> aiohttp.ClientSession:
         # A private authority may vouch for the token server as well; who we are only the endpoint sees.
@@ -208,11 +224,6 @@ class Transport:
                 )
                 self._sessions[tls, refuses] = session
             return session
-
-    def _timeout(self, endpoint: Endpoint) -> aiohttp.ClientTimeout:
-        return aiohttp.ClientTimeout(
-            total=None, sock_connect=endpoint.dial_timeout_s, sock_read=self.progress_timeout_s
-        )
 
 
 class _Guard(AbstractResolver):
@@ -297,6 +308,12 @@ def _origin(url: str) -> Origin:
         return origin_of(url)
     except InvalidArgument as error:
         raise RequestFailed(Kind.REFUSED, str(error)) from None
+
+
+def _merged(extra: Sequence[tuple[str, str]], sent: Mapping[str, str]) -> list[tuple[str, str]]:
+    """Return all headers; what we send ourselves stands before what a rule adds."""
+    ours = {name.lower() for name in sent}
+    return [*sent.items(), *(each for each in extra if each[0].lower() not in ours)]
 
 
 def proxy_for(url: str) -> str | None:
