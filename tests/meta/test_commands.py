@@ -47,14 +47,26 @@ def test_what_a_page_tells_to_type_exists(line):
 
 
 @pytest.mark.parametrize("words", list(polypod_lines()))
-def test_the_parser_knows_what_a_page_shows(words):
-    asked = [*words, "--help"] if len(words) == 1 else words
-    if "--help" not in asked:
-        build_parser().parse_args(asked)
-        return
-    with pytest.raises(SystemExit) as left:
-        build_parser().parse_args(asked)
-    assert left.value.code == 0
+def test_the_parser_knows_what_a_page_shows(words, capsys):
+    """A sentence may name a command without its arguments: then its help knows every option shown."""
+    try:
+        build_parser().parse_args(words)
+    except SystemExit as left:
+        if left.code == 0:
+            return
+        assert "the following arguments are required" in capsys.readouterr().err
+        with pytest.raises(SystemExit) as helped:
+            build_parser().parse_args([*words, "--help"])
+        assert helped.value.code == 0
+        known = set(re.findall(r"(?<![\w-])--?[a-z][a-z-]*", capsys.readouterr().out))
+        assert {option for word in words for option in options(word)} <= known
+
+
+def options(word):
+    """The options in a word: ``--all``, or the letters of ``-it``."""
+    if word.startswith("--"):
+        return [word.partition("=")[0]]
+    return [f"-{letter}" for letter in word[1:]] if word.startswith("-") else []
 
 
 @pytest.mark.parametrize("page", PAGES, ids=tree.name)

@@ -30,5 +30,5 @@ def test_pip_install_from_a_clone_works(tmp_path):
         text=True,
         check=True,
     )
-    for name in ("simulator", "namespaces", "network", "image", "vm"):
+    for name in ("simulator", "namespaces", "network", "image", "vm", "oci", "fly"):
         assert f"\n{name} " in done.stdout

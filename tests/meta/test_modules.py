@@ -10,9 +10,7 @@ EXECUTED = {"polypod.supervisor.__main__"}
 
 
 def modules():
-    for path in tree.sources(
-        "core/polypod/", *(f"plugins/{n}/" for n in ("namespaces", "network", "image", "vm"))
-    ):
+    for path in tree.sources("core/polypod/", "plugins/"):
         parts = path.relative_to(tree.ROOT).with_suffix("").parts
         start = next(i for i, part in enumerate(parts) if part.startswith("polypod"))
         dotted = ".".join(parts[start:]).removesuffix(".__init__")
