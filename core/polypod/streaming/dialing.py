@@ -24,6 +24,7 @@ from polypod.streaming.protocols import (
     STREAM_PROTOCOL_HEADER,
     TUNNEL_PREFIX,
     WEBSOCKET_COMMAND,
+    WEBSOCKET_PORT_FORWARD,
     Dialect,
 )
 from polypod.streaming.sessions import CHANNEL_NUMBERS, expected_streams
@@ -139,6 +140,25 @@ async def forward(
     async with _running(link, transport):
         yield ForwardClient(link)
         wrapped.end()
+
+
+@asynccontextmanager
+async def forward_channels(
+    url: str, ports: int, *, protocol: str = "v4.channel.k8s.io", tls: ssl.SSLContext | None = None
+) -> AsyncIterator[Sequence[Channel]]:
+    """Talk to a port-forward in the older WebSocket form; raises like `command`.
+
+    Args:
+        url: of a request that named its ports.
+        ports: how many there are; the nth has channel 2n for data and 2n + 1 for errors.
+        protocol: its version.
+        tls: for https.
+    """
+    dialect = next(each for each in WEBSOCKET_PORT_FORWARD if each.name == protocol)
+    transport = await _dial(url, _headers(spdy=False, protocol=protocol), tls)
+    link = ChannelLink(transport, dialect, 2 * ports, client=True)
+    async with _running(link, transport):
+        yield link.channels
 
 
 class ForwardClient:

@@ -27,7 +27,7 @@ from polypod.streaming.errors import ProtocolError
 from polypod.streaming.protocols import Dialect
 
 CLOSE_CHANNEL = 255
-MAX_CHANNELS = 255
+_ZERO = "0"
 NORMAL, PROTOCOL_ERROR = 1000, 1002
 
 
@@ -129,9 +129,10 @@ class WebSocket:
 
     def _text(self, text: str, *, whole: bool) -> Iterator[Event]:
         if self._channel is None and text:
-            if not "0" <= text[0] <= "9":
+            if text[0] < _ZERO:
                 raise ProtocolError(f"a channel must be a digit, not {text[0]!r}")
-            self._channel, text = int(text[0]), text[1:]
+            # Beyond 9 the characters go on, as in Kubernetes.
+            self._channel, text = ord(text[0]) - ord(_ZERO), text[1:]
         self._rest += text
         ready = len(self._rest) if whole else len(self._rest) // 4 * 4
         digits, self._rest = self._rest[:ready], self._rest[ready:]
@@ -152,7 +153,9 @@ class WebSocket:
         if self._dialect.tunnel:
             message = BytesMessage(data=data)
         elif self._dialect.base64:
-            message = TextMessage(data=f"{channel}{base64.b64encode(data).decode()}")
+            message = TextMessage(
+                data=f"{chr(ord(_ZERO) + channel)}{base64.b64encode(data).decode()}"
+            )
         else:
             message = BytesMessage(data=bytes((channel,)) + data)
         try:

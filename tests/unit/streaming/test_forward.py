@@ -130,3 +130,16 @@ async def test_old_clients_give_no_request_id(server, plays):
         data = await client._link.open({"streamtype": "data", "port": "80"})
         await data.write(b"hello")
         assert await data.inbox.get() == b"hello"
+
+
+@pytest.mark.parametrize("protocol", ["v4.channel.k8s.io", "v4.base64.channel.k8s.io", ""])
+async def test_the_older_websocket_form(server, plays, protocol):
+    """Channels 2n and 2n + 1 for the nth port, each begins with its number."""
+    pod = plays.Pod({80: plays.echo_socket}, ports=(80, 81))
+    async with dialing.forward_channels(server.forward(pod), 2, protocol=protocol) as channels:
+        for number, port in enumerate((80, 80, 81, 81)):
+            assert await channels[number].inbox.get() == port.to_bytes(2, "little")
+        assert b"Connection refused" in await channels[3].inbox.get()
+        await channels[0].write(b"hello")
+        assert await channels[0].inbox.get() == b"hello"
+    await pod.idle()

@@ -90,7 +90,7 @@ def test_base64_in_fragments_that_break_a_group():
     {
         "text in a binary dialect": (V5, frame(TEXT, b"0abc")),
         "bytes in a base64 dialect": (BASE64, frame(BINARY, b"\x00abc")),
-        "a channel that is no digit": (BASE64, frame(TEXT, b"xabcd")),
+        "a channel that is no digit": (BASE64, frame(TEXT, b"\x00abcd")),
         "no base64": (BASE64, frame(TEXT, b"0a*cd")),
         "base64 cut short": (BASE64, frame(TEXT, b"0abc")),
     }.values(),
