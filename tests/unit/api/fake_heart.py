@@ -102,6 +102,18 @@ class FakeHeart:
         self._note("exec_sync", container_id, command, timeout_s)
         return views.ExecResult(b"out", b"err", 3)
 
+    async def exec_url(self, container_id, command, choice):
+        self._note("exec_url", container_id, command, choice)
+        return "http://127.0.0.1:1/exec/t"
+
+    async def attach_url(self, container_id, choice):
+        self._note("attach_url", container_id, choice)
+        return "http://127.0.0.1:1/attach/t"
+
+    async def forward_url(self, sandbox_id, ports):
+        self._note("forward_url", sandbox_id, ports)
+        return "http://127.0.0.1:1/portforward/t"
+
     async def reopen_log(self, container_id):
         self._note("reopen_log", container_id)
 

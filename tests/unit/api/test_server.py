@@ -15,6 +15,7 @@ from polypod.api.server import ApiServer, prepare_socket, socket_path
 from polypod.api.unimplemented import UNIMPLEMENTED
 from polypod.api.v1 import api_pb2 as pb
 from polypod.client import CriClient, CriError
+from polypod.lifecycle.views import StreamChoice
 from polypod.plugin import errors
 
 _spec = importlib.util.spec_from_file_location(
@@ -144,6 +145,18 @@ async def test_runtime_config_is_cgroupfs_and_cidrs_arrive(wire):
     )
     await cri.call(cri.runtime, "UpdateRuntimeConfig", request)
     assert heart.calls[-1] == ("update_runtime_config", ("10.0.0.0/8", "fd00::/8"))
+
+
+async def test_streams_are_urls(wire):
+    heart, cri, _ = wire
+    url = await cri.exec_url("b", ["prog", "-x"], stdin=True, stdout=True, tty=True)
+    assert url == "http://127.0.0.1:1/exec/t"
+    choice = StreamChoice(stdin=True, stdout=True, tty=True)
+    assert heart.calls[-1] == ("exec_url", "b", ("prog", "-x"), choice)
+    assert (await cri.attach_url("b", stderr=True)).endswith("/attach/t")
+    assert heart.calls[-1] == ("attach_url", "b", StreamChoice(stderr=True))
+    assert (await cri.forward_url("a", [80, 443])).endswith("/portforward/t")
+    assert heart.calls[-1] == ("forward_url", "a", (80, 443))
 
 
 async def test_negative_stop_timeout_means_now(wire):
@@ -333,6 +346,13 @@ BAD = [
     ("ReopenContainerLog", pb.ReopenContainerLogRequest(), "container_id"),
     ("ExecSync", pb.ExecSyncRequest(container_id="b"), "cmd"),
     ("ExecSync", pb.ExecSyncRequest(container_id="b", cmd=["a"], timeout=-1), "timeout"),
+    ("Exec", pb.ExecRequest(cmd=["a"], stdout=True), "container_id"),
+    ("Exec", pb.ExecRequest(container_id="b", stdout=True), "cmd"),
+    ("Attach", pb.AttachRequest(stdout=True), "container_id"),
+    ("PortForward", pb.PortForwardRequest(), "pod_sandbox_id"),
+    ("PortForward", pb.PortForwardRequest(pod_sandbox_id="a", port=[80, 0]), "port[1]"),
+    ("PortForward", pb.PortForwardRequest(pod_sandbox_id="a", port=[65536]), "port[0]"),
+    ("PortForward", pb.PortForwardRequest(pod_sandbox_id="a", port=[80] * 128), "port"),
     ("ContainerStats", pb.ContainerStatsRequest(), "container_id"),
     ("ImageStatus", pb.ImageStatusRequest(), "image"),
     ("PullImage", pb.PullImageRequest(image=pb.ImageSpec()), "image.image"),
