@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 from support.namespaces import NamespacesSubject, busybox_root
 
-from polypod.processes.host import ProcessHost
 from polypod.testing.runtime_suite import CHECKS, Outcome, run_check
 from polypod_namespaces.cgroups import Cgroups, discover
 
@@ -21,11 +20,9 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-async def subject(tmp_path, root):
-    host = await ProcessHost.open(tmp_path / "processes")
+async def subject(tmp_path, root, host):
     parent = f"/polypod-test-{secrets.token_hex(4)}"
     yield NamespacesSubject(tmp_path, root, host, parent)
-    await host.shutdown()
     Cgroups(discover()).remove(parent)
 
 

@@ -9,7 +9,6 @@ import pytest
 from support.namespaces import busybox_root
 from support.oci import OciSubject
 
-from polypod.processes.host import ProcessHost
 from polypod.testing.runtime_suite import CHECKS, Outcome, run_check
 from polypod_oci.cgroups import Cgroups
 
@@ -22,11 +21,9 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-async def subject(tmp_path, root, program):
-    host = await ProcessHost.open(tmp_path / "processes")
+async def subject(tmp_path, root, program, host):
     parent = f"/polypod-test-{secrets.token_hex(4)}"
     yield OciSubject(tmp_path, root, host, parent, program)
-    await host.shutdown()
     Cgroups().remove(parent)
 
 
