@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 from support.vm import VmSubject, busybox_image
 
-from polypod.processes.host import ProcessHost
 from polypod.testing import suite
 from polypod.testing.runtime_suite import CHECKS, Outcome, run_check
 from polypod_vm.plugin import missing
@@ -41,11 +40,9 @@ def image(shared: Path) -> Path:
 
 
 @pytest.fixture
-async def subject(shared, image):
+async def subject(shared, image, host):
     directory = Path(tempfile.mkdtemp(prefix="polypod-vm-"))
-    host = await ProcessHost.open(directory / "processes")
     yield VmSubject(directory, shared, image, host)
-    await host.shutdown()
     shutil.rmtree(directory)
 
 
