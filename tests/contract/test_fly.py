@@ -11,6 +11,7 @@ import pytest
 from support.namespaces import NamespacesSubject, busybox_root
 
 from polypod.plugin.ids import SandboxId, new_id
+from polypod.plugin.oci import OciMount
 from polypod.plugin.rootfs import DirectoryRootfs
 from polypod.plugin.runtime import RuntimeContext, SandboxSpec
 from polypod.processes.host import ProcessHost
@@ -68,6 +69,26 @@ async def test_fly(check, subject):
     if verdict.outcome is Outcome.NOT_APPLICABLE:
         pytest.skip(verdict.detail)
     assert verdict.good, verdict.detail
+
+
+async def test_volumes_are_read_only_where_that_is_asked(subject, tmp_path):
+    """To leave an option out in silence would be worse than not to have volumes."""
+    lab = RuntimeLab(subject)
+    await lab.open()
+    (tmp_path / "volume").mkdir()
+    script = "touch /read /write/there && touch /read/no || echo refused"
+    box = await lab.box(await lab.sandbox(), lab.script(script))
+    volumes = tuple(
+        OciMount(place, "bind", f"{tmp_path}/volume", ("rbind", "rprivate", how))
+        for place, how in (("/read", "ro"), ("/write", "rw"))
+    )
+    config = replace(box.spec.config, mounts=(*box.spec.config.mounts, *volumes))
+    await lab.backend.create(replace(box.spec, config=config))
+    await box.start()
+    await box.ended()
+    assert (await box.text())[0] == b"refused\n"
+    assert [path.name for path in (tmp_path / "volume").iterdir()] == ["there"]
+    await lab.close()
 
 
 async def test_a_directory_is_a_root_too(subject, root):

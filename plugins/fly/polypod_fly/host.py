@@ -17,6 +17,7 @@ from types import TracebackType
 
 from polypod.plugin import BackendError, ExitStatus, Launched, OverlayRootfs, Stdio, Supervisor
 from polypod.spec.compile import Streams
+from polypod.spec.mount_options import parse_mount_options
 
 # asm-generic/unistd.h, linux/mount.h
 _OPEN_TREE, _FSOPEN, _FSCONFIG, _FSMOUNT, _MOUNT_SETATTR = 428, 430, 431, 432, 442
@@ -59,15 +60,21 @@ class Opened:
         given = (stdio.stdin, stdio.stdout, stdio.stderr, stdio.console)
         return Streams(*("" if fd is None else self.lend(fd) for fd in given))
 
-    def tree(self, path: Path) -> str:
-        """Add a copy of a tree of mounts that is attached nowhere, and to which nothing propagates."""
+    def tree(self, path: Path, options: tuple[str, ...] = ()) -> str:
+        """Add a copy of a tree of mounts that is attached nowhere.
+
+        Args:
+            path: of the host.
+            options: a mount's, ``ro`` and ``rslave`` among them; without any nothing propagates.
+        """
         flags = _CLONE | _RECURSIVE | os.O_CLOEXEC
         fd = _called(_syscall(_OPEN_TREE, _AT_FDCWD, os.fsencode(path), flags), str(path))
-        source = self.take(fd)
-        private = struct.pack("=QQQQ", 0, 0, _MS_PRIVATE, 0)
-        how = _EMPTY_PATH | _RECURSIVE
-        size = ctypes.c_size_t(len(private))
-        _called(_syscall(_MOUNT_SETATTR, fd, b"", how, private, size), str(path))
+        source, wanted = self.take(fd), parse_mount_options(options, str(path))
+        deep = (wanted.recursive_set, wanted.recursive_clear, wanted.propagation or _MS_PRIVATE)
+        for how, numbers in ((_RECURSIVE, deep), (0, (wanted.set_, wanted.clear, 0))):
+            text = struct.pack("=QQQQ", *numbers, 0)
+            call = (_MOUNT_SETATTR, fd, b"", how | _EMPTY_PATH, text, ctypes.c_size_t(len(text)))
+            _called(_syscall(*call), str(path))
         return source
 
     def _opened(self, path: Path) -> int:

@@ -303,7 +303,8 @@ def _plan(spec: ContainerSpec, group: Group, opened: Opened) -> Plan:
     """Compile what core asks for, less everything that would isolate."""
     shared = [OciMount(path, "bind", path, ("rbind",)) for path in HOST_TREES]
     asked = [each for each in spec.config.mounts if "rbind" in each.options]
-    kept = [each for each in asked if not each.destination.startswith("/dev/")]
+    shm = str(spec.sandbox.directory / "shm")  # a pod has none of its own: it is the host's
+    kept = [each for each in asked if each.source != shm]
     config = replace(
         spec.config,
         mounts=(*shared, *kept),
@@ -315,7 +316,7 @@ def _plan(spec: ContainerSpec, group: Group, opened: Opened) -> Plan:
         cgroups=(opened.take(group.open()),),
         mounts={
             each.destination: MountSource(
-                opened.tree(Path(each.source)), Path(each.source).is_dir()
+                opened.tree(Path(each.source), each.options), Path(each.source).is_dir()
             )
             for each in (*shared, *kept)
         },
