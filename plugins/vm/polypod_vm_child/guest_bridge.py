@@ -33,6 +33,7 @@ _SANDBOX = "pod"
 _POD_CGROUP = "/pod"
 _OPENS_AGAIN_S = 0.02
 _DRAINS_S = 5.0
+_PTY_SETTLES_S = 0.05
 
 
 class Bridge:
@@ -263,6 +264,7 @@ class Bridge:
 
     def _await_terminal(self, process: Process, stream: int, fd: int) -> None:
         """A pty's master will come over a socket: it is stream N for output and N + 1 for input."""
+        process.terminal = True
         process.streams.append(stream + 1)
         console = socket.socket(fileno=fd)
 
@@ -398,6 +400,12 @@ class Bridge:
         process.oom = record.get("code") != 0 and self._oom_kills(process.cgroup) > 0
         event = {"event": "exit", "process": name, "oom": process.oom, **record}
         event["streams"] = process.streams
+        # The kernel hands a terminal's output over behind the writer: it may not be there yet.
+        self.after(
+            _PTY_SETTLES_S if process.terminal else 0.0, lambda: self._say_farewell(process, event)
+        )
+
+    def _say_farewell(self, process: Process, event: Message) -> None:
         sources = [self.sources[each] for each in process.streams if each in self.sources]
         farewell = Farewell(sources, lambda: self.link.send(event))
         # One that nobody reads on the host must not hide the exit.

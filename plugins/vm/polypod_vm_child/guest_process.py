@@ -27,6 +27,7 @@ class Process:
         "pidfd",
         "started",
         "streams",
+        "terminal",
     )
 
     def __init__(self, kind: str, cgroup: str, *, own_pids: bool) -> None:
@@ -37,6 +38,7 @@ class Process:
         self.pidfd = -1
         self.started = False
         self.streams: list[int] = []
+        self.terminal = False
         self.exit: Message | None = None
         self.early_exit: Message | None = None
         """It ended before the supervisor had answered its launch."""
