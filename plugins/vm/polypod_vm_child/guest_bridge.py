@@ -256,7 +256,7 @@ class Bridge:
         for stream, direction, fd in ours:
             process.streams.append(stream)
             if direction == "out":
-                self.sources[stream] = Source(self.loop, self.link, stream, fd)
+                self.sources[stream] = Source(self.loop, self.link, stream, fd, self.after)
             elif direction == "in":
                 self.sinks[stream] = Sink(self.loop, self.link, stream, fd)
             else:

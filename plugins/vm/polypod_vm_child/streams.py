@@ -22,15 +22,27 @@ if TYPE_CHECKING:
     from polypod_vm_child.frames import Link
 
 _READ_BYTES = 32 * 1024
+_HOLD_S = 0.02
 _GRANT_STEP = 64 * 1024
 _BUFFER_MAX = WINDOW + _GRANT_STEP
 """What was granted at most and is not written yet."""
 
 
 class Source:
-    """Reads a descriptor into a stream. Takes the descriptor."""
+    """Reads a descriptor into a stream. Takes the descriptor.
 
-    def __init__(self, loop: Loop, link: Link, stream: int, fd: int) -> None:
+    With ``after`` (call later) an unfinished line waits a moment for its end or the end of the stream, so
+    that whoever makes lines of it on the other side sees both at once.
+    """
+
+    def __init__(
+        self,
+        loop: Loop,
+        link: Link,
+        stream: int,
+        fd: int,
+        after: Callable[[float, Callable[[], None]], None] | None = None,
+    ) -> None:
         self.fd = fd
         self.stream = stream
         self.sent = 0
@@ -39,6 +51,8 @@ class Source:
         self._credit = WINDOW
         self._waits: list[tuple[int, Callable[[], None]]] = []
         self._listens = True
+        self._after = after
+        self._tail = b""
         loop.add(fd, self._ready)
 
     def granted(self, count: int) -> None:
@@ -52,7 +66,7 @@ class Source:
 
     def when_sent(self, callback: Callable[[], None]) -> None:
         """Call once all that stands in the descriptor at this moment was sent."""
-        count = _readable(self.fd) if self.fd >= 0 else 0
+        count = _readable(self.fd) + len(self._tail) if self.fd >= 0 else 0
         if count == 0:
             callback()
         else:
@@ -72,20 +86,34 @@ class Source:
         if self._link.is_full() or self._credit <= 0:
             self._look_away()
             return
+        # What waits is always less than this: a full piece is sent at once.
+        room = min(_READ_BYTES, self._credit) - len(self._tail)
         try:
-            data = os.read(self.fd, min(_READ_BYTES, self._credit))
+            data = os.read(self.fd, room)
         except BlockingIOError:
             return
         except OSError:
             data = b""  # a terminal that nobody has open any more
         if not data:
+            self._flush()
             self.close()
             self._link.send_end(self.stream)
             return
-        self._credit -= len(data)
-        self.sent += len(data)
-        self._link.send_data(self.stream, data)
-        self._settle(whole=False)
+        waits = bool(self._tail)
+        self._tail += data
+        if self._after is None or room <= len(data) or self._tail.endswith(b"\n"):
+            self._flush()
+        elif not waits:
+            self._after(_HOLD_S, self._flush)
+
+    def _flush(self) -> None:
+        """Send what was read."""
+        data, self._tail = self._tail, b""
+        if data and self.fd >= 0:
+            self._credit -= len(data)
+            self.sent += len(data)
+            self._link.send_data(self.stream, data)
+            self._settle(whole=False)
 
     def _settle(self, *, whole: bool) -> None:
         due = [each for each in self._waits if whole or each[0] <= self.sent]

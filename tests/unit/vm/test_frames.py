@@ -73,7 +73,7 @@ class Pair:
 
     def __init__(self) -> None:
         self.loop = Loop(lambda *_: None)
-        self.loop.timeout = 0.05
+        self.loop.timeout = 0.01
         ours, theirs = socket.socketpair()
         self.guest = Side(self.loop, theirs)
         self.raw = ours
@@ -213,6 +213,44 @@ def test_what_was_written_before_is_sent_before(pair):
     pair.guest.link.send({"event": "exit"})
     pair.until(lambda: host.messages)
     assert drain(out) == b"last words"
+
+
+def test_an_unfinished_line_comes_with_the_end_of_its_stream(pair):
+    host = pair.connect()
+    later = []
+    read_end, into = os.pipe()
+    pair.guest.sources[4] = Source(
+        pair.loop, pair.guest.link, 4, read_end, lambda _seconds, call: later.append(call)
+    )
+    out = host.sink(4)
+    pair.ends.append(out)
+    os.write(into, b"a line\nunfin")
+    pair.quiet()
+    assert drain(out) == b""
+    os.write(into, b"ished")
+    os.close(into)
+    pair.until(lambda: host.sinks[4].fd < 0)
+    assert drain(out) == b"a line\nunfinished"
+    assert len(later) == 1
+
+
+def test_an_unfinished_line_does_not_wait_for_ever(pair):
+    host = pair.connect()
+    later = []
+    read_end, into = os.pipe()
+    source = Source(pair.loop, pair.guest.link, 4, read_end, lambda _s, call: later.append(call))
+    pair.guest.sources[4] = source
+    out = host.sink(4)
+    pair.ends += [out, into]
+    os.write(into, b"prompt> ")
+    pair.until(lambda: later)
+    told = []
+    source.when_sent(lambda: told.append(1))
+    assert told == []
+    later[0]()
+    pair.quiet()
+    assert drain(out) == b"prompt> "
+    assert told == [1]
 
 
 def test_a_reader_that_left_is_told_to_the_writer(pair):
