@@ -126,7 +126,8 @@ def _write_all(number: int, data: bytes) -> None:
 @contextlib.contextmanager
 def _raw_terminal() -> Iterator[None]:
     before = termios.tcgetattr(0)
-    tty.setraw(0)
+    # What was typed ahead is for the program, and must not be flushed.
+    tty.setraw(0, termios.TCSADRAIN)
     try:
         yield
     finally:
