@@ -18,7 +18,7 @@ from bench.peers import alone, measures, needs, pulls, table
 from bench.peers.containerd_side import ContainerdSide
 from bench.peers.measures import MEASURES, Sizes
 from bench.peers.polypod_side import PolypodSide
-from bench.peers.rows import Row
+from bench.peers.rows import Gathered
 from bench.peers.side import BUSYBOX, PAUSE, Archives, Side
 from bench.report import OUT
 
@@ -55,16 +55,16 @@ def _arguments() -> argparse.Namespace:
 
 def _measure(wanted: Sequence[str], sizes: Sizes, out: Path) -> int:
     host: dict[str, object] = {"before": noise.observe(), "versions": _versions()}
-    rows: list[Row] = []
-    failed = asyncio.run(_parts(wanted, sizes, rows))
+    gathered = Gathered()
+    failed = asyncio.run(_parts(wanted, sizes, gathered))
     host["after"] = noise.observe()
-    if rows:
+    if rows := gathered.rows(ContainerdSide.name):
         path = table.write(rows, ContainerdSide.name, host, out)
         table.show(rows, ContainerdSide.name, host, path)
     return int(failed)
 
 
-async def _parts(wanted: Sequence[str], sizes: Sizes, rows: list[Row]) -> bool:
+async def _parts(wanted: Sequence[str], sizes: Sizes, gathered: Gathered) -> bool:
     """Run the parts; one that fails is named, the others go on."""
     numbers = count()
     makers: list[Callable[[], Side]] = [
@@ -74,11 +74,11 @@ async def _parts(wanted: Sequence[str], sizes: Sizes, rows: list[Row]) -> bool:
     failed = False
     with_pods = [name for name in wanted if name in MEASURES]
     if with_pods:
-        failed |= await _with_pods(makers, with_pods, sizes, rows)
+        failed |= await _with_pods(makers, with_pods, sizes, gathered)
     if "pull" in wanted:
         print("bench-peers: pull …", file=sys.stderr, flush=True)
         try:
-            rows += await pulls.pulls(makers, sizes)
+            await pulls.pulls(gathered, makers, sizes)
         except Exception as error:  # noqa: BLE001 - the other parts are worth having
             print(f"bench-peers: pull failed: {error!r}", file=sys.stderr)
             failed = True
@@ -86,7 +86,7 @@ async def _parts(wanted: Sequence[str], sizes: Sizes, rows: list[Row]) -> bool:
 
 
 async def _with_pods(
-    makers: Sequence[Callable[[], Side]], wanted: Sequence[str], sizes: Sizes, rows: list[Row]
+    makers: Sequence[Callable[[], Side]], wanted: Sequence[str], sizes: Sizes, gathered: Gathered
 ) -> bool:
     failed = False
     sides = [make() for make in makers]
@@ -98,7 +98,7 @@ async def _with_pods(
         for name in wanted:
             print(f"bench-peers: {name} …", file=sys.stderr, flush=True)
             try:
-                rows += await measures.MEASURES[name](sides, sizes)
+                await measures.MEASURES[name](gathered, sides, sizes)
             except Exception as error:  # noqa: BLE001 - the other parts are worth having
                 tails = "\n".join(f"{side.name}: {side.log_tail()}" for side in sides)
                 print(f"bench-peers: {name} failed: {error!r}\n{tails}", file=sys.stderr)

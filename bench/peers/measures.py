@@ -7,7 +7,7 @@ import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 
-from bench.peers.rows import Gathered, Row
+from bench.peers.rows import Gathered
 from bench.peers.side import Side, cpu_s, memory_mib
 from bench.pods import write_lines
 from polypod.client import pb
@@ -43,9 +43,8 @@ class Sizes:
         return cls(2, 2, 5, 4, 3, 1, 5, 1, 600, 6, 1)
 
 
-async def pods(sides: Sequence[Side], sizes: Sizes) -> list[Row]:
+async def pods(gathered: Gathered, sides: Sequence[Side], sizes: Sizes) -> None:
     """Latency, throughput and processor time of pods, both networks, three concurrencies."""
-    gathered = Gathered()
     for side in sides:
         await side.pods.cycle(3, 1, host_network=False)  # caches, the bridge, the image's form
     for host_network in (False, True):
@@ -54,7 +53,6 @@ async def pods(sides: Sequence[Side], sizes: Sizes) -> list[Row]:
                 for side in sides:
                     count = max(sizes.batch, 2 * concurrency)
                     await _round(gathered, side, count, concurrency, host_network=host_network)
-    return gathered.rows()
 
 
 async def _round(
@@ -75,9 +73,8 @@ async def _round(
     gathered.add(side.name, f"CPU per pod cycle, {where}", "ms", [took_ms], aim=alone)
 
 
-async def execs(sides: Sequence[Side], sizes: Sizes) -> list[Row]:
+async def execs(gathered: Gathered, sides: Sequence[Side], sizes: Sizes) -> None:
     """ExecSync(true), one at a time."""
-    gathered = Gathered()
     made = {side.name: (await side.pods.ready())[0] for side in sides}
     for _ in range(sizes.rounds):
         for side in sides:
@@ -87,12 +84,10 @@ async def execs(sides: Sequence[Side], sizes: Sizes) -> list[Row]:
             cpu_ms = (cpu_s(side) - before_s) * 1e3 / sizes.execs
             gathered.add(side.name, "ExecSync(true)", "ms", taken, aim=EXEC_AIM)
             gathered.add(side.name, "CPU per ExecSync", "ms", [cpu_ms])
-    return gathered.rows()
 
 
-async def crowd(sides: Sequence[Side], sizes: Sizes) -> list[Row]:
+async def crowd(gathered: Gathered, sides: Sequence[Side], sizes: Sizes) -> None:
     """With many pods on both sides: memory, list calls, restarts of the daemon."""
-    gathered = Gathered()
     count = sizes.crowd
     for side in sides:
         gathered.add(side.name, "memory without pods (PSS)", "MiB", [memory_mib(side)])
@@ -108,7 +103,6 @@ async def crowd(sides: Sequence[Side], sizes: Sizes) -> list[Row]:
     for _ in range(sizes.restarts):
         for side in sides:
             await _restart(gathered, side, count)
-    return gathered.rows()
 
 
 async def _lists(gathered: Gathered, side: Side, count: int) -> None:
@@ -138,9 +132,8 @@ async def _restart(gathered: Gathered, side: Side, count: int) -> None:
     gathered.add(side.name, f"restart with {count} pods, until lists answer", "s", [took_s])
 
 
-async def logs(sides: Sequence[Side], sizes: Sizes) -> list[Row]:
+async def logs(gathered: Gathered, sides: Sequence[Side], sizes: Sizes) -> None:
     """Bytes of lines per second from a container's stdout into its CRI log file."""
-    gathered = Gathered()
     for _ in range(sizes.logs):
         for side in sides:
             data = side.place / "data"
@@ -152,10 +145,9 @@ async def logs(sides: Sequence[Side], sizes: Sizes) -> list[Row]:
             what = f"log rate, {sizes.log_mb} MB of lines"
             gathered.add(side.name, what, "MB/s", [rate], more_is_better=True)
             gathered.add(side.name, "CPU per MB of log", "ms", [cpu_ms])
-    return gathered.rows()
 
 
-MEASURES: dict[str, Callable[[Sequence[Side], Sizes], Awaitable[list[Row]]]] = {
+MEASURES: dict[str, Callable[[Gathered, Sequence[Side], Sizes], Awaitable[None]]] = {
     "pods": pods,
     "exec": execs,
     "crowd": crowd,

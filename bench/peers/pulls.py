@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 
 from bench.images import Trees, busybox
 from bench.peers.measures import SETTLE_S, Sizes
-from bench.peers.rows import Gathered, Row
+from bench.peers.rows import Gathered
 from bench.peers.side import Side, cpu_s
 from polypod.testing.registry import Registry, push
 
@@ -23,13 +23,12 @@ SMALL = "bench/small"
 PULL_AIM = 1 / 2
 
 
-async def pulls(makers: Sequence[Callable[[], Side]], sizes: Sizes) -> list[Row]:
+async def pulls(gathered: Gathered, makers: Sequence[Callable[[], Side]], sizes: Sizes) -> None:
     """Measure; the sides are made and taken down here.
 
     Raises:
         RuntimeError: a side could not be taken down.
     """
-    gathered = Gathered()
     with Registry() as registry:
         names = await asyncio.to_thread(_fill, registry.address, sizes)
         used: list[Side] = []
@@ -47,7 +46,6 @@ async def pulls(makers: Sequence[Callable[[], Side]], sizes: Sizes) -> list[Row]
             clean = [await side.take_down() for side in used]
     if not all(clean):
         raise RuntimeError("a server of the pulls could not be taken down")
-    return gathered.rows()
 
 
 def _fill(address: str, sizes: Sizes) -> dict[str, str]:

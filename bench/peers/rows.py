@@ -54,9 +54,9 @@ class Gathered:
         had = {**row.values, side: [*row.values.get(side, ()), *values]}
         self._rows[what] = Row(what, unit, had, row.aim, more_is_better)
 
-    def rows(self) -> list[Row]:
-        """Return the rows, in the order in which they began."""
-        return list(self._rows.values())
+    def rows(self, peer: str) -> list[Row]:
+        """Return the rows that have values of both sides, in the order in which they began."""
+        return [row for row in self._rows.values() if {OURS, peer} <= row.values.keys()]
 
 
 def as_ratio(value: float) -> str:

@@ -42,8 +42,10 @@ def test_rows_are_filled_in_turns():
     for _ in range(2):
         gathered.add("polypod", "a", "ms", [1.0, 2.0], aim=0.5)
         gathered.add("containerd", "a", "ms", [4.0], aim=0.5)
-    gathered.add("polypod", "b", "1/s", [1.0], more_is_better=True)
-    first, second = gathered.rows()
+    gathered.add("polypod", "only ours", "ms", [1.0])
+    for side in ("polypod", "containerd"):
+        gathered.add(side, "b", "1/s", [1.0], more_is_better=True)
+    first, second = gathered.rows("containerd")
     assert first.values == {"polypod": [1, 2, 1, 2], "containerd": [4, 4]}
     assert (first.aim, second.what, second.more_is_better) == (0.5, "b", True)
 
