@@ -74,7 +74,9 @@ async def test_an_error_of_the_pull_is_told_and_one_of_the_look_is_not():
 
     screen = Shown()
     failed = CriError("PullImage", grpc.StatusCode.NOT_FOUND, "no such image")
-    client = FakeClient([CriError("ImageStatus", grpc.StatusCode.UNAVAILABLE, "gone"), [STEP]], failed)
+    client = FakeClient(
+        [CriError("ImageStatus", grpc.StatusCode.UNAVAILABLE, "gone"), [STEP]], failed
+    )
     with pytest.raises(CriError, match="no such image"):
         await pulling.pull_watched(client, "r", None, screen)
     assert screen.whole is False
