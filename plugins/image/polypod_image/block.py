@@ -23,7 +23,9 @@ from polypod_image.trash import Trash
 
 FSTYPE: Final = "erofs"
 _MAKER: Final = "mkfs.erofs"
-_NAME: Final = "block.erofs"
+NAME: Final = "block.erofs"
+_MAGIC_AT: Final = 1024
+_MAGIC: Final = b"\xe2\xe1\xf5\xe0"
 _UNIQUE: Final = "00000000-0000-0000-0000-000000000000"
 """Equal trees give equal images: nobody mounts one of these by its UUID."""
 
@@ -44,7 +46,7 @@ def ensure_block(
         Unsupported: the host has no mkfs.erofs.
         BackendError: it failed; the text has its words.
     """
-    place = top / _NAME
+    place = top / NAME
     with lease.maker(place):
         if not place.exists():
             if shutil.which(_MAKER) is None:
@@ -55,6 +57,18 @@ def ensure_block(
             finally:
                 trash.throw(tree)
     return place
+
+
+def is_whole(image: Path) -> bool:
+    """Return whether a file has the superblock of erofs and the blocks that this tells of."""
+    with image.open("rb") as file:
+        file.seek(_MAGIC_AT)
+        block = file.read(128)
+        size = file.seek(0, os.SEEK_END)
+    if len(block) < 128 or not block.startswith(_MAGIC):
+        return False
+    blocks = int.from_bytes(block[36:40], "little")
+    return size >= blocks << block[12]
 
 
 def _make(tree: Path, fresh: Path, place: Path) -> None:

@@ -16,6 +16,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
+from urllib.parse import quote
 
 from polypod.plugin.errors import FailedPrecondition
 from polypod.plugin.ids import Digest, ImageId
@@ -77,15 +78,24 @@ class Catalog:
     mappings as a whole, after its commit.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(
+        self, path: Path, *, readonly: bool = False, pinned: frozenset[str] = frozenset()
+    ) -> None:
         """Open or make the database.
+
+        Args:
+            path: of its file.
+            readonly: look at what another process has open.
+            pinned: names whose images are shown as pinned.
 
         Raises:
             FailedPrecondition: it was written by another version of this software.
         """
-        self._db = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
-        self._db.execute("PRAGMA journal_mode=WAL")
-        self._db.execute("PRAGMA synchronous=FULL")
+        where = f"file:{quote(str(path))}" + ("?mode=ro" if readonly else "")
+        self._db = sqlite3.connect(where, isolation_level=None, check_same_thread=False, uri=True)
+        if not readonly:
+            self._db.execute("PRAGMA journal_mode=WAL")
+            self._db.execute("PRAGMA synchronous=FULL")
         version = self._db.execute("PRAGMA user_version").fetchone()[0]
         if version not in (0, VERSION):
             self._db.close()
@@ -93,8 +103,10 @@ class Catalog:
                 f"{path}: written by another version of polypod (format {version}, this one has "
                 f"{VERSION}): move the directory away, and the images are pulled again"
             )
-        self._db.executescript(_SCHEMA + f"PRAGMA user_version={VERSION};")
+        if not readonly:
+            self._db.executescript(_SCHEMA + f"PRAGMA user_version={VERSION};")
         self._writing = threading.Lock()
+        self._pinned = pinned
         self.images: Mapping[ImageId, StoredImage] = {}
         self.names: Mapping[str, tuple[str, ImageId]] = {}
         """Name → kind and image, in the order in which they were given."""
@@ -137,7 +149,11 @@ class Catalog:
             if image_id in found:
                 found[image_id][kind].append(name)
         newest = sorted(images.values(), key=lambda each: each.seq, reverse=True)
-        shown = {each.id: _image(each, found[each.id]) for each in newest if not each.retired}
+        shown = {
+            each.id: _image(each, found[each.id], self._pinned)
+            for each in newest
+            if not each.retired
+        }
         self.images, self.names, self.shown = images, names, shown
 
     # Images
@@ -233,7 +249,9 @@ class Catalog:
         return {name: value for name, value in self.names.items() if value[1] != image_id}
 
 
-def _image(stored: StoredImage, names: Mapping[str, Sequence[str]]) -> Image:
+def _image(
+    stored: StoredImage, names: Mapping[str, Sequence[str]], pinned: frozenset[str]
+) -> Image:
     return Image(
         id=stored.id,
         repo_tags=tuple(names[TAG]),
@@ -241,6 +259,7 @@ def _image(stored: StoredImage, names: Mapping[str, Sequence[str]]) -> Image:
         size_bytes=stored.size_bytes,
         config=stored.document.config,
         manifest_digest=stored.manifest_digest,
+        pinned=not pinned.isdisjoint((*names[TAG], *names[DIGEST])),
     )
 
 

@@ -60,11 +60,9 @@ class ContainerDirectories:
 
     def open(self) -> None:
         """Read what there is, and begin to recycle. Blocks."""
+        self._held = holdings(self._places)
         for each in self._places.containers.iterdir():
-            holding = _note_of(each)
-            if holding is not None:
-                self._held[ContainerId(each.name)] = holding
-            else:
+            if each.name not in self._held:
                 self._return(each)
         for each in self._places.spare.iterdir():
             self._return(each)  # whatever was true of it before is made true again
@@ -207,6 +205,12 @@ def _forget_mount(work: Path) -> None:
 
 def _is_pair(path: Path) -> bool:
     return sorted(each.name for each in path.iterdir()) == ["fs", "work"]
+
+
+def holdings(places: Places) -> dict[ContainerId, Holding]:
+    """Return who has what, as it stands on disk."""
+    noted = ((ContainerId(each.name), _note_of(each)) for each in places.containers.iterdir())
+    return {name: holding for name, holding in noted if holding is not None}
 
 
 def _note_of(path: Path) -> Holding | None:

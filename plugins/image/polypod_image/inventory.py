@@ -6,7 +6,6 @@ The event loop's side is `store`; between the two there is nothing but calls wit
 from __future__ import annotations
 
 import errno
-import fcntl
 import logging
 import os
 import secrets
@@ -19,7 +18,6 @@ from typing import Final
 
 from polypod.plugin.errors import (
     BackendError,
-    FailedPrecondition,
     InvalidArgument,
     ResourceExhausted,
     Unavailable,
@@ -34,14 +32,16 @@ from polypod_image.containers import check_filesystem
 from polypod_image.documents import Descriptor
 from polypod_image.finding import find
 from polypod_image.importing import Arrived, Importer, base_name
+from polypod_image.inspection import extra_bytes, names_of, wrong_blobs
 from polypod_image.layers import Layers
+from polypod_image.locking import lock
 from polypod_image.merged import MergedView, read_file
 from polypod_image.meter import Meter, check_space
 from polypod_image.options import StoreOptions
 from polypod_image.pins import Lease, Pins
 from polypod_image.places import Places, sync_directory
 from polypod_image.platforms import host_platform
-from polypod_image.references import Reference, with_digest
+from polypod_image.references import Reference, candidates, with_digest
 from polypod_image.sources import LocalSource, Transport, open_archive
 from polypod_image.streams import Source
 from polypod_image.trash import Trash
@@ -75,19 +75,19 @@ class Inventory:
             BackendError: the file system cannot hold a store.
         """
         self.stopping = Event()
-        self._places = places
+        self.places = self._places = places
         self._trash = trash
         self._limits = options.limits
         self._users = users
         self._pins = Pins()
         self._committing = Lock()
         """An image enters the catalog, or a collection looks at all of it: never both."""
-        self._lock = _locked(places.lock)
+        self._lock = lock(places.lock)
         try:
             check_filesystem(places.root)
             for each in places.work.iterdir():
                 trash.throw(each)
-            self.catalog = Catalog(places.catalog)
+            self.catalog = Catalog(places.catalog, pinned=_pinned(options.pinned))
         except BaseException:
             os.close(self._lock)
             raise
@@ -111,10 +111,12 @@ class Inventory:
         """Return what blobs and layers take."""
         sizes, layers = self._blobs.sizes(), self.catalog.layers.values()
         used = sum(-(-size // 4096) * 4096 for size in sizes.values())
+        # Records and block images lie beside the trees.
+        beside = sum(extra_bytes(self._places.layer(each)) for each in self.catalog.layers)
         return FilesystemUsage(
             time.time_ns(),
             self._places.root,
-            used + sum(each.bytes for each in layers),
+            used + beside + sum(each.bytes for each in layers),
             len(sizes) + sum(each.inodes for each in layers),
         )
 
@@ -293,6 +295,27 @@ class Inventory:
         ]
         self.catalog.forget_layers(gone)
 
+    # Mending: nobody uses the store meanwhile
+
+    def drop_blob(self, digest: Digest) -> None:
+        """Throw a blob away."""
+        self._trash.throw(self._places.blob(digest))
+
+    def drop_layer(self, chain_id: Digest) -> None:
+        """Throw an unpacked layer away with what lies beside it."""
+        self.catalog.forget_layers([chain_id])
+        self._trash.throw(self._places.layer(chain_id))
+
+    def drop_beside(self, chain_id: Digest, name: str) -> None:
+        """Throw a file beside an unpacked layer away."""
+        self._trash.throw(self._places.layer(chain_id) / name)
+
+    def unpack(self, image: StoredImage) -> None:
+        """Unpack what is missing of an image, durably."""
+        with self._pins.lease() as lease:
+            self.layers.ensure(lease, image)
+        self.layers.sync()
+
     # Using
 
     def read_file(self, image: StoredImage, path: str, limit: int) -> bytes | None:
@@ -350,25 +373,27 @@ class Inventory:
             raise Unavailable("the image store is closing")
 
     def _drop_broken(self) -> None:
-        """Forget images whose blobs are gone; a retired one needs no blobs, only its layers."""
+        """Forget images whose blobs are gone or cut off: sizes and presence, nothing is hashed here.
+
+        A retired image needs no blobs, only its layers.
+        """
         here = self._blobs.sizes()
-        for image in self.catalog.images.values():
-            missing = [digest for digest, _ in image.blobs if digest not in here]
-            if missing and not image.retired:
-                log.error("image %s is dropped: its blob %s is missing", image.id, missing[0])
+        for image in list(self.catalog.images.values()):
+            wrong = {} if image.retired else wrong_blobs(image, here, self._blobs.read)
+            for digest, problem in wrong.items():
+                names = ", ".join(names_of(self.catalog, image))
+                log.error("image %s is dropped: its blob %s: %s", names, digest, problem)
+            if wrong:
                 self.catalog.retire(image.id)
 
 
-def _locked(path: Path) -> int:
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(descriptor)
-        raise FailedPrecondition(
-            f"{path.parent}: another server uses this image store; give this one its own server.root"
-        ) from None
-    return descriptor
+def _pinned(references: Sequence[str]) -> frozenset[str]:
+    """Return the names that pin an image, as the catalog has them; a short one may mean two."""
+    return frozenset(
+        with_digest(each, each.digest) if each.digest else each.tagged
+        for reference in references
+        for each in candidates(reference)
+    )
 
 
 def _topmost_first(layers: Sequence[Path]) -> Sequence[bytes]:

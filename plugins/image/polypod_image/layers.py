@@ -8,6 +8,7 @@ power layers whose note is still there are thrown away instead of trusted.
 from __future__ import annotations
 
 import ctypes
+import logging
 import os
 import secrets
 import stat
@@ -22,6 +23,8 @@ from polypod_image.pins import Lease
 from polypod_image.places import Places
 from polypod_image.trash import Trash
 from polypod_image.unpackers import Ended, Told, Unpackers
+
+log = logging.getLogger(__name__)
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -92,11 +95,14 @@ class Layers:
     def clean(self) -> None:
         """At open: throw away what was left unfinished or may have been lost with the power."""
         here = {each.name: each for each in self._places.layers.iterdir()}
-        lost = [
-            chain_id
-            for chain_id, row in self._catalog.layers.items()
-            if row.boot not in ("", self._boot) or chain_id.partition(":")[2] not in here
-        ]
+        lost = []
+        for chain_id, row in self._catalog.layers.items():
+            if not (self._places.layer(chain_id) / "fs").is_dir():
+                log.error("layer %s is missing: it is unpacked again when it is needed", chain_id)
+                lost.append(chain_id)
+            elif row.boot not in ("", self._boot):
+                log.warning("layer %s was not on disk when the host stopped: dropped", chain_id)
+                lost.append(chain_id)
         self._catalog.forget_layers(lost)
         known = {chain_id.partition(":")[2] for chain_id in self._catalog.layers}
         for name, path in here.items():

@@ -52,6 +52,7 @@ class StoreOptions:
     pulls: PullOptions = field(default_factory=PullOptions)
 
 
+_MAX_UNPACKERS: Final = 64
 _NUMBERS: Final = {
     "max_layer_bytes": "layer_bytes",
     "max_layer_inodes": "layer_inodes",
@@ -66,8 +67,8 @@ def parse(options: Mapping[str, object]) -> StoreOptions:
     Args:
         options: ``oci_dirs`` (list of absolute directories), ``max_layer_bytes``, ``max_layer_inodes``,
             ``max_file_bytes``, ``min_free_bytes``, ``devices`` (``skip``, ``keep`` or ``refuse`` device
-            nodes in layers), ``overlay_options`` (list), ``usage_interval_s``, and those of
-            `registry.settings`.
+            nodes in layers), ``overlay_options`` (list), ``usage_interval_s``, ``unpackers``
+            (1 to 64), ``pinned`` (list of references), and those of `registry.settings`.
 
     Raises:
         InvalidArgument: naming the key and the value.
@@ -79,6 +80,8 @@ def parse(options: Mapping[str, object]) -> StoreOptions:
         "devices",
         "overlay_options",
         "usage_interval_s",
+        "unpackers",
+        "pinned",
     }
     unknown = sorted(
         key for key, value in options.items() if key not in known and not isinstance(value, Mapping)
@@ -93,6 +96,8 @@ def parse(options: Mapping[str, object]) -> StoreOptions:
         limits=Limits(**numbers, devices=_devices(options)),
         overlay_options=_texts(options, "overlay_options", ("volatile",)),
         usage_interval_s=_seconds(options, "usage_interval_s", 10.0),
+        pinned=_pinned(options),
+        **({"unpackers": _unpackers(options)} if "unpackers" in options else {}),
         pulls=settings.parse(options),
     )
 
@@ -124,6 +129,25 @@ def _directories(options: Mapping[str, object]) -> tuple[Path, ...]:
         if not each.startswith("/") or "\0" in each:
             raise InvalidArgument(f"images.oci_dirs: {each!r} is not an absolute path")
     return tuple(map(Path, found))
+
+
+def _unpackers(options: Mapping[str, object]) -> int:
+    value = _number(options, "unpackers")
+    if 1 <= value <= _MAX_UNPACKERS:
+        return value
+    raise InvalidArgument(f"images.unpackers: {value} is not from 1 to {_MAX_UNPACKERS}")
+
+
+def _pinned(options: Mapping[str, object]) -> tuple[str, ...]:
+    from polypod_image.references import parse_reference  # more than the unpacker needs
+
+    found = _texts(options, "pinned", ())
+    for each in found:
+        try:
+            parse_reference(each)
+        except InvalidArgument as error:
+            raise InvalidArgument(f"images.pinned: {error}") from None
+    return found
 
 
 def _devices(options: Mapping[str, object]) -> DevicePolicy:

@@ -1,4 +1,4 @@
-"""The entry point: offers the store ``content``, ``image from-host`` and ``image explain``."""
+"""The entry point: offers the store ``content`` and the commands of ``polypod image``."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from polypod.plugin import (
 
 
 class ImagePlugin(Hooks):
-    """Offers ``content``, ``image-from-host`` and ``image-explain``."""
+    """Offers ``content`` and the commands of ``polypod image``."""
 
     @override
     @hookimpl
@@ -38,11 +38,26 @@ class ImagePlugin(Hooks):
     @override
     @hookimpl
     def polypod_commands(self) -> Sequence[CommandType]:
-        """Offer ``polypod image from-host`` and ``polypod image explain``."""
-        from polypod_image import from_host
+        """Offer ``polypod image verify``, ``repair``, ``gc``, ``df``, ``from-host`` and ``explain``."""
+        from polypod_image import commands, from_host
         from polypod_image.registry import command
 
+        kept = (
+            ("verify", "check blobs and layers against their digests and records"),
+            ("repair", "drop what is damaged, make anew what can be made from blobs"),
+            ("gc", "delete what no image and no container needs"),
+            ("df", "tell what takes how much"),
+        )
         return (
+            *(
+                CommandType(
+                    name=f"image-{name}",
+                    summary=summary,
+                    configure=getattr(commands, f"configure_{name}"),
+                    run=getattr(commands, name),
+                )
+                for name, summary in kept
+            ),
             CommandType(
                 name="image-from-host",
                 summary="build a small image of programs of this host and their libraries",
