@@ -126,6 +126,8 @@ _FREE_HELP = {
         ("devices", '"skip"', "device nodes of a layer: skip, keep, or refuse the image"),
         ("overlay_options", '["volatile"]', "mount options of containers' root file systems"),
         ("usage_interval_s", "10", "seconds between two samples of writable layers; 0 takes none"),
+        ("unpackers", "0", "layers that are unpacked at once; 0 is one for each processor"),
+        ("pinned", "[]", "references of images that a kubelet is told to leave alone"),
     ],
     "network": [
         ("type", '"bridge"', "the network type, as `polypod plugins` lists them"),

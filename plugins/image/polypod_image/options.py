@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -45,8 +44,8 @@ class StoreOptions:
     overlay_options: tuple[str, ...] = ("volatile",)
     usage_interval_s: float = 10.0
     """Seconds between two samples of the writable layers; 0 takes none."""
-    unpackers: int = field(default_factory=lambda: max(2, os.cpu_count() or 2))
-    """Layers that are unpacked at once."""
+    unpackers: int = 0
+    """Layers that are unpacked at once; 0 means one for each processor, and at least two."""
     pinned: tuple[str, ...] = ()
     """References of images that are reported as pinned: a kubelet leaves them alone."""
     pulls: PullOptions = field(default_factory=PullOptions)
@@ -68,7 +67,7 @@ def parse(options: Mapping[str, object]) -> StoreOptions:
         options: ``oci_dirs`` (list of absolute directories), ``max_layer_bytes``, ``max_layer_inodes``,
             ``max_file_bytes``, ``min_free_bytes``, ``devices`` (``skip``, ``keep`` or ``refuse`` device
             nodes in layers), ``overlay_options`` (list), ``usage_interval_s``, ``unpackers``
-            (1 to 64), ``pinned`` (list of references), and those of `registry.settings`.
+            (0 to 64), ``pinned`` (list of references), and those of `registry.settings`.
 
     Raises:
         InvalidArgument: naming the key and the value.
@@ -97,7 +96,7 @@ def parse(options: Mapping[str, object]) -> StoreOptions:
         overlay_options=_texts(options, "overlay_options", ("volatile",)),
         usage_interval_s=_seconds(options, "usage_interval_s", 10.0),
         pinned=_pinned(options),
-        **({"unpackers": _unpackers(options)} if "unpackers" in options else {}),
+        unpackers=_unpackers(options),
         pulls=settings.parse(options),
     )
 
@@ -132,10 +131,10 @@ def _directories(options: Mapping[str, object]) -> tuple[Path, ...]:
 
 
 def _unpackers(options: Mapping[str, object]) -> int:
-    value = _number(options, "unpackers")
-    if 1 <= value <= _MAX_UNPACKERS:
+    value = _number(options, "unpackers") if "unpackers" in options else 0
+    if value <= _MAX_UNPACKERS:
         return value
-    raise InvalidArgument(f"images.unpackers: {value} is not from 1 to {_MAX_UNPACKERS}")
+    raise InvalidArgument(f"images.unpackers: {value} is more than {_MAX_UNPACKERS}")
 
 
 def _pinned(options: Mapping[str, object]) -> tuple[str, ...]:

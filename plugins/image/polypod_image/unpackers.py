@@ -85,12 +85,12 @@ class Unpackers:
         Args:
             room: a directory, on which the unpacker mounts its empty root for a moment (nobody else sees it).
             limits: of layers.
-            count: jobs at once.
+            count: jobs at once; 0 means one for each processor, and at least two.
             idle_s: seconds without a job after which the unpacker ends.
         """
         self._room = room
         self._limits = limits
-        self._slots = threading.Semaphore(count)
+        self._slots = threading.Semaphore(count or max(2, os.cpu_count() or 2))
         self._idle_s = idle_s
         self._lock = threading.Lock()
         self._server: _Server | None = None
