@@ -168,8 +168,13 @@ class VmBackend:
             _log.warning("sandbox %s: %s", sandbox_id, error)
         machine.note.stopped = True
         machine.write_note()
-        await machine.end()
+        await self._end(machine)
         await self._all_exited(sandbox_id)
+
+    async def _end(self, machine: Machine) -> None:
+        """End a machine; a libvirtd that was killed is started again for it, and finds it."""
+        await self._have_libvirt()
+        await machine.end()
 
     async def remove_sandbox(self, sandbox_id: SandboxId, /) -> None:
         """See `RuntimeBackend.remove_sandbox`."""
@@ -191,6 +196,7 @@ class VmBackend:
             raise AlreadyExists(f"container {spec.id} exists")
         image = launching.block_image(spec.rootfs)
         request = launching.launch_request(spec, image)
+        await self._have_libvirt()
         await machine.attach(image)
         mode = spec.request.security.namespaces.pid
         container = Container(spec.id, spec.sandbox.id, mode)
@@ -382,7 +388,7 @@ class VmBackend:
         self._events.put_nowait(
             SandboxDied(machine.id, f"{why}; end of its console: {tail or 'empty'}")
         )
-        await machine.end()
+        await self._end(machine)
 
     async def _all_exited(self, sandbox_id: SandboxId) -> None:
         """What still ran in a machine that has ended is gone, and nobody can know how."""
@@ -421,7 +427,7 @@ class VmBackend:
         except PolypodError as error:
             machine.dead = str(error)
             _log.warning("sandbox %s: its VM is gone: %s", machine.id, error)
-            self._behind(machine.end())
+            self._behind(self._end(machine))
             return
         for name, row in rows.items():
             if row["kind"] == "exec":

@@ -19,6 +19,8 @@ _log = logging.getLogger(__name__)
 _INSIDE: Final = Path("/run/libvirt")
 """Where libvirtd and QEMU see `Service.run`."""
 _STARTS_S: Final = 30.0
+_STARTS: Final = 3
+"""One that was just killed may still look alive; one that ends again and again is given up."""
 _ENDS_S: Final = 10.0
 _AGAIN_S: Final = 0.02
 _CONFIG: Final = """\
@@ -83,20 +85,20 @@ class Service:
             Unavailable: it does not; the text has the end of what it said.
         """
         async with self._lock:
-            if not await self._is_alive():
-                await self._start()
             deadline = asyncio.get_running_loop().time() + _STARTS_S
+            starts = 0
             while True:
+                if not await self._is_alive() and starts < _STARTS:
+                    starts += 1
+                    await self._start()
                 try:
                     await hypervisor.open()
                 except Unavailable as error:
-                    alive = await self._is_alive()
-                    if alive and asyncio.get_running_loop().time() < deadline:
-                        await asyncio.sleep(_AGAIN_S)
-                        continue
-                    raise Unavailable(
-                        f"{error}; libvirtd said: {self.said() or 'nothing'}"
-                    ) from error
+                    gone = starts == _STARTS and not await self._is_alive()
+                    if gone or asyncio.get_running_loop().time() > deadline:
+                        said = self.said() or "nothing"
+                        raise Unavailable(f"{error}; libvirtd said: {said}") from error
+                    await asyncio.sleep(_AGAIN_S)
                 else:
                     return
 
