@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import signal
 from collections.abc import Sequence
 
@@ -17,12 +19,28 @@ from polypod.plugin.errors import (
     DeadlineExceeded,
     FailedPrecondition,
     InvalidArgument,
+    PolypodError,
     Unsupported,
 )
 from polypod.plugin.ids import ExecId, new_id
 from polypod.plugin.runtime import Execs as BackendExecs
 from polypod.plugin.runtime import ExecSpec
 from polypod.plugin.services import ExitStatus, Session
+
+
+async def started(backend: BackendExecs, spec: ExecSpec) -> Session:
+    """Start an exec. A caller who is cancelled waits for it nevertheless, and it is killed then.
+
+    A launch that is given up in the middle is undone behind our back, and its cgroup may then still have
+    a process in it when it should be removed.
+    """
+    starting = asyncio.ensure_future(backend.exec(spec))
+    try:
+        return await asyncio.shield(starting)
+    except asyncio.CancelledError:
+        with contextlib.suppress(PolypodError, OSError):
+            await (await starting).kill(signal.SIGKILL)
+        raise
 
 
 class Execs:
@@ -55,7 +73,7 @@ class Execs:
         captured = self._heart.parts.logs.capture(limit_bytes=limit)
         try:
             with step(container.explain, f"container {container.record.id}", "exec"):
-                session = await backend.exec(self._spec(container, command, captured))
+                session = await started(backend, self._spec(container, command, captured))
             captured.started()
             status = await self._ended(container, session, timeout_s)
             stdout, stderr = await captured.collect()

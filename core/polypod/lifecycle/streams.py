@@ -17,6 +17,7 @@ from dataclasses import replace
 
 from polypod.lifecycle.clock import within
 from polypod.lifecycle.conversations import AttachConversation, ExecConversation, Pipes
+from polypod.lifecycle.execs import started
 from polypod.lifecycle.heart import Heart
 from polypod.lifecycle.objects import Container, Sandbox
 from polypod.lifecycle.parts import Handler
@@ -142,7 +143,7 @@ class RemoteExec:
             process = _process(config.process, self._command, tty=self.choice.tty, size=size)
             spec = ExecSpec(ExecId(new_id()), container.record.id, process, pipes.stdio, config)
             with step(container.explain, f"container {container.record.id}", "exec"):
-                session = await backend.exec(spec)
+                session = await started(backend, spec)
             try:
                 await self._use_console(pipes)
             except BaseException:

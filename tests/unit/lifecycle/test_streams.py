@@ -198,6 +198,29 @@ async def test_an_exec_that_is_abandoned_is_killed(bench, runs):
     opened.close()
 
 
+async def test_an_exec_whose_client_leaves_while_it_starts_is_killed(bench):
+    held, sessions, real = asyncio.Event(), [], bench.backend.exec
+
+    async def exec_(spec, /):
+        await held.wait()
+        sessions.append(await real(spec))
+        return sessions[-1]
+
+    bench.backend.exec = exec_
+    box = await container(bench)
+    opening = asyncio.ensure_future(
+        bench.urls.commands[await bench.core.exec_url(box, ["sh"], ALL)].open()
+    )
+    await asyncio.sleep(0.01)
+    opening.cancel()
+    await asyncio.sleep(0.01)
+    assert not opening.done()
+    held.set()
+    with pytest.raises(asyncio.CancelledError):
+        await opening
+    assert sessions[0].killed == [signal.SIGKILL]
+
+
 async def test_a_failed_exec_leaves_no_descriptor(bench, runs):
     box = await container(bench)
     command = bench.urls.commands[await bench.core.exec_url(box, ["sh"], ALL)]
