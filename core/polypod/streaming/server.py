@@ -12,6 +12,7 @@ import ipaddress
 import logging
 import socket
 import ssl
+import time
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 
@@ -168,7 +169,7 @@ class StreamingServer:
 
     async def _run(self, target: _Target, session: Session) -> None:
         name = session.upgrade.dialect.name or "v1"
-        log.info("stream: begins kind=%s protocol=%s", target.kind.value, name)
+        begin = time.monotonic()
         running = asyncio.ensure_future(target.serve(session))
         watching = asyncio.ensure_future(self._idle(session.transport))
         try:
@@ -180,7 +181,8 @@ class StreamingServer:
             await session.transport.close(LINGER_S)
         finally:
             await settle(running, watching)
-            log.info("stream: has ended kind=%s", target.kind.value)
+            seconds = time.monotonic() - begin
+            log.info("stream=%s protocol=%s seconds=%.3f", target.kind.value, name, seconds)
 
     async def _idle(self, transport: SocketTransport) -> None:
         """Return when nothing was said for the idle time."""
