@@ -21,6 +21,10 @@ $(STAMP): $(DEV_INPUTS) | $(HOST_STAMP)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check --timeout 30 hatchling editables -c constraints.txt
 	$(BIN)/pip install --quiet --disable-pip-version-check --timeout 30 --no-build-isolation -r requirements-dev.txt -c constraints.txt
+	@if pkg-config --exists libvirt 2>/dev/null; then \
+		$(BIN)/pip install --quiet --disable-pip-version-check --timeout 30 libvirt-python -c constraints.txt \
+			|| echo "libvirt's Python binding could not be built: tests of virtual machines will say so"; \
+	else echo "no libvirt-dev and pkg-config here: tests of virtual machines will say so"; fi
 	touch $@
 
 demo: setup  ## the main job: a server, an image, a pod with logs and exec, through the CRI socket

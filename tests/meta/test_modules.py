@@ -20,7 +20,15 @@ def modules():
 
 @pytest.mark.parametrize("name", list(modules()))
 def test_it_imports(name):
-    assert importlib.import_module(name) is sys.modules[name]
+    try:
+        found = importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name != "libvirt":
+            raise
+        pytest.skip(
+            "libvirt's Python binding is not installed: it is built against the host's libvirt"
+        )
+    assert found is sys.modules[name]
 
 
 def test_every_distribution_is_typed():
