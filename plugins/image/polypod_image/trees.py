@@ -72,13 +72,16 @@ def check(top: bytes, file: IO[bytes], differs: Differs, *, deep: bool) -> None:
     Raises:
         InvalidArgument: the record itself is damaged.
     """
-    path, expected = b"", dict[bytes, tuple[bytes, bytes]]()
+    path, expected, is_empty = b"", dict[bytes, tuple[bytes, bytes]](), True
     for facts, name, link in _fields(file):
+        is_empty = False
         if facts != _GROUP:
             expected[name] = (facts, link)
             continue
         _compare(top, path, expected, differs, deep=deep)
         path, expected = name, {}
+    if is_empty:
+        raise InvalidArgument("the record of the tree is empty")
     _compare(top, path, expected, differs, deep=deep)
 
 

@@ -121,4 +121,6 @@ def _limit(kind: int, value: int) -> None:
     """Set a limit for good; one that is lower already stays."""
     hard = resource.getrlimit(kind)[1]
     value = min(value, 1 << 62) if hard == resource.RLIM_INFINITY else min(value, hard)
-    resource.setrlimit(kind, (value, value))
+    # At the hard limit of processor time the signal is SIGKILL, which does not say why.
+    soft = max(1, value - 1) if kind == resource.RLIMIT_CPU else value
+    resource.setrlimit(kind, (soft, value))
