@@ -194,7 +194,7 @@ def _place(args: argparse.Namespace) -> tuple[Path, Any]:
     tree = _config(args.config)
     server, images = tree.get("server", {}), tree.get("images", {})
     root = args.root or Path(str(server.get("root", ROOT)))
-    return root.absolute() / _STORE, parse(images)
+    return (root.absolute() / _STORE).resolve(), parse(images)
 
 
 def _config(path: Path | None) -> Mapping[str, Any]:
