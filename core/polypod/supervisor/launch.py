@@ -214,11 +214,15 @@ def _pass_gate(gate_read: int, status: int, *, hold: bool) -> None:
         os._exit(126)
 
 
-_DEFAULTS = (signal.SIGPIPE, signal.SIGXFSZ, signal.SIGTERM, signal.SIGINT, signal.SIGCHLD)
+_DEFAULTS = {
+    *(signal.SIGPIPE, signal.SIGXFSZ, signal.SIGTERM, signal.SIGINT, signal.SIGCHLD),
+    *(each for each in signal.valid_signals() if signal.getsignal(each) == signal.SIG_IGN),
+}
+"""Python ignores SIGPIPE and SIGXFSZ; nohup(1) and a shell's ``&`` leave us others that are ignored."""
 
 
 def _default_signals() -> None:
-    """Python ignores SIGPIPE and SIGXFSZ; a program must not inherit that, nor our mask."""
+    """A program must not inherit what we ignore, nor our mask."""
     for number in _DEFAULTS:
         signal.signal(number, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
