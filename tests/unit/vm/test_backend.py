@@ -17,12 +17,12 @@ from polypod.plugin import (
     SandboxId,
 )
 from polypod.testing.fake_supervisor import FakeSupervisor
-from polypod_vm.machine import Note
 
 pytest.importorskip("libvirt")
 
 from polypod_vm.backend import VmBackend
 from polypod_vm.inventory import Container, exit_status, restored, usage, uuid_of
+from polypod_vm.machine import Note
 from polypod_vm.options import VmOptions
 
 ONE, TWO = SandboxId("1" * 64), SandboxId("2" * 64)
