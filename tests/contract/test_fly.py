@@ -55,11 +55,9 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-async def subject(tmp_path, root):
-    host = await ProcessHost.open(tmp_path / "processes")
+async def subject(tmp_path, root, host):
     parent = f"/polypod-test-{secrets.token_hex(4)}"
     yield FlySubject(tmp_path, root, host, parent)
-    await host.shutdown()
     Group(parent).remove()
 
 
