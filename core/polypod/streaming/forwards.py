@@ -142,13 +142,13 @@ async def forward_channels(target: Forward, link: ChannelLink) -> None:
 
     Both begin with the number of the port, 16 bits, the lowest first.
     """
-    works = []
-    for number, port in enumerate(target.ports):
-        data, error = link.channels[2 * number], link.channels[2 * number + 1]
-        for channel in (data, error):
-            await channel.write(port.to_bytes(2, "little"))
-        works.append(asyncio.ensure_future(forward(target, port, data, error)))
+    works: list[asyncio.Future[None]] = []
     try:
+        for number, port in enumerate(target.ports):
+            data, error = link.channels[2 * number], link.channels[2 * number + 1]
+            for channel in (data, error):
+                await channel.write(port.to_bytes(2, "little"))
+            works.append(asyncio.ensure_future(forward(target, port, data, error)))
         await asyncio.gather(*works)
     finally:
         await settle(*works)

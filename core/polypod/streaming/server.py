@@ -34,7 +34,8 @@ REQUEST_S = 10.0
 LINGER_S = 5.0
 """After the end, for a client to read it and to leave by itself."""
 WAITING_LIMIT = 256
-"""Connections that have not shown a token yet; one more, and the newest is closed."""
+"""Connections that have not shown a token yet; one more, and the oldest is closed: anybody on this host
+can open them and be silent, but who means it sends its request at once."""
 STREAM_LIMIT = 4096
 BACKLOG = 256
 
@@ -68,7 +69,8 @@ class StreamingServer:
         self._server: asyncio.Server | None = None
         self._base = ""
         self._connections: set[asyncio.Task[None]] = set()
-        self._waiting = 0
+        self._waiting: dict[asyncio.Task[None], None] = {}
+        """Those without a token yet, the oldest first."""
 
     async def start(self) -> None:
         """Listen.
@@ -129,35 +131,41 @@ class StreamingServer:
     async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.current_task()
         transport = SocketTransport(reader, writer)
-        if (
-            task is None
-            or self._server is None
-            or self._waiting >= WAITING_LIMIT
-            or len(self._connections) >= STREAM_LIMIT
-        ):
+        if task is None or self._server is None or len(self._connections) >= STREAM_LIMIT:
             await transport.abort()
             return
         self._connections.add(task)
+        self._waiting[task] = None
+        if len(self._waiting) > WAITING_LIMIT:
+            oldest = next(iter(self._waiting))
+            del self._waiting[oldest]
+            oldest.cancel()
         try:
             _keep_alive(writer)
-            await self._serve(transport, reader, writer)
+            await self._serve(task, transport, reader, writer)
         except asyncio.CancelledError:
-            # `stop`, which waits for us; asyncio's own callback would log it as a failure.
+            # By `stop`, which waits for us, or for a newer one; asyncio would log it as a failure.
             log.debug("stream: ended by the server")
         except (Gone, ProtocolError) as error:
             log.debug("stream: the client has left: %s", error)
         except Exception:
             log.exception("stream: a connection failed")
         finally:
+            self._waiting.pop(task, None)
             self._connections.discard(task)
             await transport.abort()
 
     async def _serve(
-        self, transport: SocketTransport, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+        self,
+        task: asyncio.Task[None],
+        transport: SocketTransport,
+        reader: asyncio.StreamReader,
+        writer: asyncio.StreamWriter,
     ) -> None:
         handshake = Handshake()
         try:
-            target, upgrade = await self._admitted(handshake, transport)
+            target, upgrade = self._target(await _request(handshake, transport))
+            self._waiting.pop(task, None)
         except Refused as refused:
             log.info("stream: refused status=%d reason=%s", refused.status, refused)
             transport.write(handshake.refuse(refused))
@@ -191,21 +199,6 @@ class StreamingServer:
             seen = transport.active
             await asyncio.sleep(self._settings.idle_s)
 
-    async def _admitted(
-        self, handshake: Handshake, transport: SocketTransport
-    ) -> tuple[_Target, Upgrade]:
-        self._waiting += 1
-        try:
-            async with asyncio.timeout(REQUEST_S):
-                request = None
-                while request is None:
-                    request = handshake.receive(await transport.receive())
-        except TimeoutError:
-            raise Refused(408, f"no request came within {REQUEST_S:g} s") from None
-        finally:
-            self._waiting -= 1
-        return self._target(request)
-
     def _target(self, request: Request) -> tuple[_Target, Upgrade]:
         if request.method not in ("GET", "POST"):
             raise Refused(405, "use GET or POST", [("Allow", "GET, POST")])
@@ -218,6 +211,17 @@ class StreamingServer:
         if target is None or target.kind.value != kind:
             raise Refused(404, "no such stream: a URL works once, and for a minute")
         return target, negotiate(request, target.kind)
+
+
+async def _request(handshake: Handshake, transport: SocketTransport) -> Request:
+    try:
+        async with asyncio.timeout(REQUEST_S):
+            request = None
+            while request is None:
+                request = handshake.receive(await transport.receive())
+            return request
+    except TimeoutError:
+        raise Refused(408, f"no request came within {REQUEST_S:g} s") from None
 
 
 def _keep_alive(writer: asyncio.StreamWriter) -> None:

@@ -145,7 +145,7 @@ async def eventually(question, what):
     raise AssertionError(what)
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def plays():
     """The names above, for tests."""
     return Plays
