@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
@@ -11,10 +12,9 @@ import pytest
 from polypod.processes.host import ProcessHost
 
 
-@pytest.fixture(scope="module")
-def processes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """The three, for a whole file."""
-    state = tmp_path_factory.mktemp("processes")
+@contextlib.contextmanager
+def three_processes(state: Path) -> Iterator[Path]:
+    """Keeper, supervisor and logger on a directory; they end with the context."""
 
     async def visit(*, end: bool) -> None:
         host = await ProcessHost.open(state)
@@ -25,8 +25,8 @@ def processes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     asyncio.run(visit(end=True))
 
 
-@pytest.fixture
-async def host(processes: Path) -> AsyncIterator[ProcessHost]:
+@contextlib.asynccontextmanager
+async def visited(processes: Path) -> AsyncIterator[ProcessHost]:
     """A connection to them; a process or a namespace that a check leaves there fails it."""
     opened = await ProcessHost.open(processes)
     yield opened
@@ -34,3 +34,31 @@ async def host(processes: Path) -> AsyncIterator[ProcessHost]:
     pinned = await opened.supervisor.list_namespaces()
     opened.close()
     assert (left, pinned) == ([], [])
+
+
+@pytest.fixture(scope="module")
+def processes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The three, for a whole file."""
+    with three_processes(tmp_path_factory.mktemp("processes")) as state:
+        yield state
+
+
+@pytest.fixture(scope="module")
+def more_processes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Three others beside them, for checks that run two at a time."""
+    with three_processes(tmp_path_factory.mktemp("more")) as state:
+        yield state
+
+
+@pytest.fixture
+async def host(processes: Path) -> AsyncIterator[ProcessHost]:
+    """A connection to the three."""
+    async with visited(processes) as opened:
+        yield opened
+
+
+@pytest.fixture
+async def other_host(more_processes: Path) -> AsyncIterator[ProcessHost]:
+    """A connection to the three others."""
+    async with visited(more_processes) as opened:
+        yield opened

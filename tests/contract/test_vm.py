@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import shutil
 import tempfile
+from itertools import zip_longest
 from pathlib import Path
 
 import pytest
@@ -30,25 +32,40 @@ def patient(monkeypatch):
 
 
 @pytest.fixture(scope="module")
-def shared(tmp_path_factory):
-    return tmp_path_factory.mktemp("vm")
+def roots(tmp_path_factory):
+    """What takes long to make, once for each of two handlers."""
+    return [tmp_path_factory.mktemp("vm") for _ in range(2)]
 
 
 @pytest.fixture(scope="module")
-def image(shared: Path) -> Path:
-    return busybox_image(shared)
+def image(tmp_path_factory) -> Path:
+    return busybox_image(tmp_path_factory.mktemp("image"))
 
 
 @pytest.fixture
-async def subject(shared, image, host):
-    directory = Path(tempfile.mkdtemp(prefix="polypod-vm-"))
-    yield VmSubject(directory, shared, image, host)
-    shutil.rmtree(directory)
+async def subjects(roots, image, host, other_host):
+    directories = [Path(tempfile.mkdtemp(prefix="polypod-vm-")) for _ in roots]
+    hosts = (host, other_host)
+    yield [
+        VmSubject(directory, root, image, each)
+        for directory, root, each in zip(directories, roots, hosts, strict=True)
+    ]
+    for directory in directories:
+        shutil.rmtree(directory)
 
 
-@pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
-async def test_vm(check, subject):
-    verdict = await run_check(check, subject)
-    if verdict.outcome is Outcome.NOT_APPLICABLE:
-        pytest.skip(verdict.detail)
-    assert verdict.good, verdict.detail
+PAIRS = list(zip_longest(CHECKS[::2], CHECKS[1::2]))
+"""A guest that is emulated has one processor's speed, and hosts have two."""
+
+
+@pytest.mark.parametrize(
+    "pair", PAIRS, ids=lambda pair: "+".join(each.__name__ for each in pair if each is not None)
+)
+async def test_vm(pair, subjects):
+    verdicts = await asyncio.gather(
+        *(run_check(check, subject) for check, subject in zip(pair, subjects, strict=True) if check)
+    )
+    bad = [verdict.detail for verdict in verdicts if not verdict.good]
+    assert bad == []
+    if all(verdict.outcome is Outcome.NOT_APPLICABLE for verdict in verdicts):
+        pytest.skip("; ".join(verdict.detail for verdict in verdicts))
