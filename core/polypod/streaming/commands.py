@@ -11,6 +11,7 @@ from collections.abc import Coroutine, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from polypod.lifecycle.clock import settle
 from polypod.lifecycle.ports import Conversation, RemoteCommand
 from polypod.plugin.errors import PolypodError
 from polypod.streaming import status
@@ -19,7 +20,6 @@ from polypod.streaming.descriptors import Source, write_all
 from polypod.streaming.errors import Gone, ProtocolError
 from polypod.streaming.inbox import Inbox
 from polypod.streaming.sizes import Sizes
-from polypod.streaming.tasks import settle
 
 log = logging.getLogger("polypod.streaming")
 

@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 
 import h11
 
+from polypod.lifecycle.clock import settle
 from polypod.lifecycle.views import StreamChoice
 from polypod.streaming import status
 from polypod.streaming.channels import Channel, ChannelLink, Link, SpdyChannel, SpdyLink
@@ -28,7 +29,6 @@ from polypod.streaming.protocols import (
     Dialect,
 )
 from polypod.streaming.sessions import CHANNEL_NUMBERS, expected_streams
-from polypod.streaming.tasks import settle
 from polypod.streaming.transports import SocketTransport, TunnelTransport
 
 ANSWER_S = 30.0

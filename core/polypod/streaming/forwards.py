@@ -8,11 +8,11 @@ import logging
 import socket
 from dataclasses import dataclass
 
+from polypod.lifecycle.clock import settle
 from polypod.lifecycle.ports import Forward
 from polypod.plugin.errors import PolypodError
 from polypod.streaming.channels import Channel, ChannelLink, SpdyChannel
 from polypod.streaming.errors import Gone
-from polypod.streaming.tasks import settle
 from polypod.streaming.transports import READ_BYTES
 
 log = logging.getLogger("polypod.streaming")

@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 
+from polypod.lifecycle.clock import settle
 from polypod.lifecycle.ports import Forward, RemoteCommand
 from polypod.plugin.errors import FailedPrecondition, InvalidArgument, Unavailable
 from polypod.streaming import origins
@@ -23,7 +24,6 @@ from polypod.streaming.errors import Gone, ProtocolError
 from polypod.streaming.handshake import Handshake, Refused, Request, Upgrade, negotiate
 from polypod.streaming.protocols import Kind
 from polypod.streaming.sessions import Session
-from polypod.streaming.tasks import settle
 from polypod.streaming.tokens import Tokens, TooMany
 from polypod.streaming.transports import READ_BYTES, SocketTransport
 

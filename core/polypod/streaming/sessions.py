@@ -8,6 +8,7 @@ import logging
 from collections.abc import Awaitable
 from dataclasses import dataclass
 
+from polypod.lifecycle.clock import settle
 from polypod.lifecycle.ports import Forward, RemoteCommand
 from polypod.lifecycle.views import StreamChoice
 from polypod.streaming.channels import Channel, ChannelLink, Link, SpdyChannel, SpdyLink
@@ -16,7 +17,6 @@ from polypod.streaming.errors import Gone, ProtocolError
 from polypod.streaming.forwards import SpdyForwards, forward_channels
 from polypod.streaming.handshake import Upgrade
 from polypod.streaming.protocols import Dialect
-from polypod.streaming.tasks import settle
 from polypod.streaming.transports import SocketTransport, TunnelTransport
 
 log = logging.getLogger("polypod.streaming")
