@@ -8,7 +8,7 @@ import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 
-from bench import noise
+from bench import importing, noise
 from bench.pods import write_lines
 from bench.processes import pss_kib
 from bench.rig import Rig
@@ -27,11 +27,12 @@ class Sizes:
     crowd: tuple[int, int] = (100, 300)
     """Pods for memory and lists; restart takes the first."""
     log_mb: int = 200
+    image_files: int = 20_000
 
     @classmethod
     def quick(cls) -> Sizes:
         """Return enough to see that it works."""
-        return cls(pods=8, execs=10, crowd=(5, 15), log_mb=10)
+        return cls(pods=8, execs=10, crowd=(5, 15), log_mb=10, image_files=500)
 
 
 Part = Callable[[Rig, Sizes], Awaitable[list[Result]]]
@@ -152,6 +153,11 @@ async def log_rate(rig: Rig, sizes: Sizes) -> list[Result]:
     return [result(f"log rate, {sizes.log_mb} MB of lines", "MB/s", taken, cpu_ms_per_mb=cpu_ms)]
 
 
+async def import_image(rig: Rig, sizes: Sizes) -> list[Result]:
+    """Import of a large image, the answers of the server meanwhile, and its removal."""
+    return await importing.measure(rig, sizes.image_files)
+
+
 PARTS: dict[str, Part] = {
     "pod_ready": pod_ready,
     "exec": exec_sync,
@@ -159,4 +165,5 @@ PARTS: dict[str, Part] = {
     "restart": restart,
     "memory": memory,
     "lists": lists,
+    "import": import_image,
 }
