@@ -229,9 +229,23 @@ class Job:
                 document=replace(image.document, diff_ids=image.document.diff_ids[:count]),
             )
             await in_thread(
-                self._workshop.unpacking, self._inventory.layers.ensure, self._lease, part
+                self._workshop.unpacking,
+                self._inventory.layers.ensure,
+                self._lease,
+                part,
+                self._unpacking(layer),
+                abandon=self._lease.abandon,
             )
             self._say(layer.digest, "unpacked", layer.size, layer.size)
+
+    def _unpacking(self, layer: Descriptor) -> Callable[[int], None]:
+        """Return what a thread tells of the bytes that are unpacked."""
+        loop = asyncio.get_running_loop()
+
+        def tell(done: int) -> None:
+            loop.call_soon_threadsafe(self._say, layer.digest, "unpacking", done, layer.size)
+
+        return tell
 
     # Within
 

@@ -21,15 +21,27 @@ T = TypeVar("T")
 _CREATE: Final = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
-async def in_thread(pool: Executor, work: Callable[..., T], *arguments: object) -> T:
+async def in_thread(
+    pool: Executor,
+    work: Callable[..., T],
+    *arguments: object,
+    abandon: Callable[[], None] = lambda: None,
+) -> T:
     """Run something that blocks; a cancelled caller stays until it has ended.
 
     So nothing that a thread still uses is closed, unpinned or deleted below it.
+
+    Args:
+        pool: whose thread it is.
+        work: what blocks.
+        arguments: for it.
+        abandon: asks the work to end soon; called when the caller is cancelled.
     """
     future = asyncio.get_running_loop().run_in_executor(pool, work, *arguments)
     try:
         return await asyncio.shield(future)
     except asyncio.CancelledError:
+        abandon()
         while not future.done():
             try:
                 await asyncio.wait({future})
