@@ -193,16 +193,25 @@ def pytest_unconfigure(config: pytest.Config) -> None:
 
 
 def _processes(group: Path | None) -> set[str]:
-    """Return "pid name" of every process of this run but ourselves."""
+    """Return "pid start-time" of every process of this run but ourselves; a name changes at execve."""
     found: set[str] = set()
     for pid in (group / "cgroup.procs").read_text().split() if group is not None else ():
         try:
-            name = Path(f"/proc/{pid}/comm").read_text().strip()
+            fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
         except OSError:
             continue
         if int(pid) != os.getpid():
-            found.add(f"{pid} {name}")
+            found.add(f"{pid} {fields[19]}")
     return found
+
+
+def _with_name(process: str) -> str:
+    """Return "pid name" for people."""
+    pid = process.split()[0]
+    try:
+        return f"{pid} {Path(f'/proc/{pid}/comm').read_text().strip()}"
+    except OSError:
+        return f"{pid} (gone now)"
 
 
 def _descriptors() -> set[str]:
@@ -242,13 +251,13 @@ _SHARED = ("links", "network namespaces", "cgroups")
 
 def _others_at_work(group: Path | None) -> bool:
     """Tell whether another server or another run of tests is alive on this host."""
-    ours = _processes(group)
+    ours = {each.split()[0] for each in _processes(group)}
     for pid in filter(str.isdigit, os.listdir("/proc")):
         try:
             name = Path(f"/proc/{pid}/comm").read_text().strip()
         except OSError:
             continue
-        if name.startswith("polypod-") and f"{pid} {name}" not in ours:
+        if name.startswith("polypod-") and pid not in ours:
             return True
     return False
 
@@ -268,7 +277,10 @@ def _what_stays(before: dict[str, set[str]], group: Path | None) -> dict[str, se
             before = {kind: had for kind, had in before.items() if kind not in _SHARED}
         # Interfaces of a dead namespace go some milliseconds behind it.
         time.sleep(0.05)
-    return left
+    return {
+        kind: set(map(_with_name, items)) if kind == "processes" else items
+        for kind, items in left.items()
+    }
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
@@ -49,10 +50,16 @@ def mount_overlay(rootfs: OverlayRootfs, target: Path) -> None:
             os.close(fd)
 
 
+_SHARED_MEMORY: Final = threading.Lock()
+
+
 def mount_shared_memory(target: Path) -> None:
     """Mount a pod's ``/dev/shm``, once."""
     target.mkdir(mode=0o700, exist_ok=True)
-    if not target.is_mount():
+    # Two containers of a pod may be created at once, in two threads: a second tmpfs would hide the first.
+    with _SHARED_MEMORY:
+        if target.is_mount():
+            return
         _mount("tmpfs", target, _NOSUID | _NODEV | _NOEXEC, ["mode=1777", "size=65536k"])
 
 
