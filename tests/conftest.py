@@ -207,7 +207,7 @@ def _processes(group: Path | None) -> set[str]:
 
 def _with_name(process: str) -> str:
     """Return "pid name" for people."""
-    pid = process.split()[0]
+    pid = process.split(maxsplit=1)[0]
     try:
         return f"{pid} {Path(f'/proc/{pid}/comm').read_text().strip()}"
     except OSError:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
+from collections.abc import Iterator
 from typing import Final
 
 from polypod_image.directories import Directory, OpenDirectories, duplicate, join
@@ -94,18 +96,39 @@ def _copy_file(node: Node, here: int, name: bytes, meter: Meter) -> None:
     try:
         made = os.open(name, _CREATE, 0o600, dir_fd=here)
         try:
-            left = node.status.st_size
-            while left:
-                done = os.sendfile(made, source, None, min(left, _PIECE))
-                if done == 0:
-                    break
-                meter.passed(done)
-                left -= done
+            os.ftruncate(made, node.status.st_size)
+            for offset, length in _extents(source, node.status.st_size):
+                os.lseek(source, offset, os.SEEK_SET)
+                os.lseek(made, offset, os.SEEK_SET)
+                _send(source, made, length, meter)
             _own(made, node)
         finally:
             os.close(made)
     finally:
         os.close(source)
+
+
+def _extents(source: int, size: int) -> Iterator[tuple[int, int]]:
+    """Yield offset and length of what a file has beside holes."""
+    at = 0
+    while at < size:
+        try:
+            begin = os.lseek(source, at, os.SEEK_DATA)
+        except OSError as error:
+            if error.errno == errno.ENXIO:  # nothing but a hole is left
+                return
+            raise
+        at = min(os.lseek(source, begin, os.SEEK_HOLE), size)
+        yield begin, at - begin
+
+
+def _send(source: int, target: int, left: int, meter: Meter) -> None:
+    while left:
+        done = os.sendfile(target, source, None, min(left, _PIECE))
+        if done == 0:
+            return
+        meter.passed(done)
+        left -= done
 
 
 def _own(descriptor: int, node: Node) -> None:

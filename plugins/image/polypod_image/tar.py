@@ -1,7 +1,7 @@
 """Our own reader of tar: bounded, without recursion, and it writes nothing.
 
-It knows ustar, pax and the GNU forms (long names, base-256 numbers). Sparse files are refused, global pax
-headers change nothing (as in Go's reader, so that two runtimes see the same layer).
+It knows ustar, pax and the GNU forms (long names, base-256 numbers, sparse files). Global pax headers change
+nothing (as in Go's reader, so that two runtimes see the same layer).
 
 Spec:
     POSIX.1-2001 pax "ustar Interchange Format" and "pax Header Block"; GNU tar manual, "Basic Tar Format".
@@ -11,11 +11,12 @@ Spec:
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from typing import Final
 
 from polypod.plugin.errors import InvalidArgument, Unsupported
+from polypod_image import sparse
 from polypod_image.streams import ByteStream
 
 BLOCK: Final = 512
@@ -46,6 +47,7 @@ _KINDS: Final[Mapping[int, Kind]] = {
     0: Kind.FILE,
     ord("0"): Kind.FILE,
     ord("7"): Kind.FILE,
+    ord("S"): Kind.FILE,
     ord("1"): Kind.HARDLINK,
     ord("2"): Kind.SYMLINK,
     ord("3"): Kind.CHAR,
@@ -54,6 +56,7 @@ _KINDS: Final[Mapping[int, Kind]] = {
     ord("6"): Kind.FIFO,
 }
 _PAX, _PAX_GLOBAL, _LONG_NAME, _LONG_LINK = b"xgLK"
+_OLD_SPARSE: Final = ord("S")
 _META: Final = frozenset((_PAX, _PAX_GLOBAL, _LONG_NAME, _LONG_LINK))
 
 
@@ -73,6 +76,8 @@ class Entry:
     link: bytes = b""
     device: tuple[int, int] = (0, 0)
     xattrs: Mapping[bytes, bytes] = field(default_factory=dict)
+    holes: sparse.Sparse | None = None
+    """Where the content belongs in a sparse file; None: from the beginning to the end."""
 
     def shown(self) -> str:
         """Return the name for an error text."""
@@ -82,22 +87,24 @@ class Entry:
 class TarReader:
     """Iterates over entries; the content of each is in the stream until the next is asked for."""
 
-    def __init__(self, stream: ByteStream, *, max_entries: int) -> None:
+    def __init__(self, stream: ByteStream, *, max_entries: int, takes_sparse: bool = False) -> None:
         """Read from a stream.
 
         Args:
             stream: decompressed bytes.
             max_entries: more of them are refused.
+            takes_sparse: whether who reads knows `Entry.holes`; else sparse files are refused.
         """
         self._stream = stream
         self._max_entries = max_entries
+        self._takes_sparse = takes_sparse
 
     def __iter__(self) -> Iterator[Entry]:
         """Yield the entries.
 
         Raises:
             InvalidArgument: malformed, ambiguous or beyond a limit.
-            Unsupported: a sparse file, or a type that nobody defines.
+            Unsupported: a sparse file that is not taken, or a type that nobody defines.
         """
         stream, count = self._stream, 0
         while (header := self._header()) is not None:
@@ -120,9 +127,31 @@ class TarReader:
             if count > self._max_entries:
                 raise InvalidArgument(f"tar: more than {self._max_entries} entries")
             entry = _entry(header, pax, name, link)
+            found = self._old_map(header)
             end = stream.position + entry.size + -entry.size % BLOCK
+            if found is not None or any(map(_is_sparse_key, pax)):
+                entry = self._with_holes(entry, pax, found)
             yield entry
             stream.skip(end - stream.position)
+
+    def _old_map(self, header: bytes) -> sparse.Sparse | None:
+        if header[156] != _OLD_SPARSE:
+            return None
+        return sparse.old_map(header, self._stream, parse_number)
+
+    def _with_holes(
+        self, entry: Entry, pax: Mapping[bytes, bytes], found: sparse.Sparse | None
+    ) -> Entry:
+        if not self._takes_sparse or entry.kind is not Kind.FILE:
+            raise Unsupported("tar: sparse files are not accepted here")
+        taken = 0
+        if found is None:
+            found, taken = sparse.pax_map(pax, self._stream, entry.size)
+        name = pax.get(sparse.PREFIX + b"name") or entry.name
+        if len(name) > MAX_PATH:
+            raise InvalidArgument(f"tar: a path of more than {MAX_PATH} bytes: {name[:80]!r}…")
+        sparse.check(found, entry.size - taken)
+        return replace(entry, name=name, size=entry.size - taken, holes=found)
 
     def _header(self) -> bytes | None:
         """Return the next header, None at the end."""
@@ -156,8 +185,9 @@ class TarReader:
 def _entry(header: bytes, pax: Mapping[bytes, bytes], name: bytes, link: bytes) -> Entry:
     kind = _KINDS.get(header[156])
     if kind is None:
-        what = "sparse files" if header[156] == ord("S") else f"entries of type {header[156]:#x}"
-        raise Unsupported(f"tar: {what} are not accepted in a layer or archive")
+        raise Unsupported(
+            f"tar: entries of type {header[156]:#x} are not accepted in a layer or archive"
+        )
     name = pax.get(b"path") or name or _short_name(header)
     link = pax.get(b"linkpath") or link or header[157:257].partition(b"\0")[0]
     if kind is Kind.FILE and header[156] == 0 and name.endswith(b"/"):
@@ -184,6 +214,10 @@ def _entry(header: bytes, pax: Mapping[bytes, bytes], name: bytes, link: bytes) 
         if pax
         else {},
     )
+
+
+def _is_sparse_key(key: bytes) -> bool:
+    return key.startswith(sparse.PREFIX)
 
 
 def _short_name(header: bytes) -> bytes:
@@ -250,7 +284,6 @@ def parse_pax(data: bytes) -> dict[bytes, bytes]:
 
     Raises:
         InvalidArgument: bad lengths, NUL in a name, too many records.
-        Unsupported: they describe a sparse file.
     """
     found: dict[bytes, bytes] = {}
     at = 0
@@ -262,8 +295,6 @@ def parse_pax(data: bytes) -> dict[bytes, bytes]:
         key, equals, value = record[:-1].partition(b"=")
         if length == 0 or at + length > len(data) or record[-1:] != b"\n" or not equals or not key:
             raise InvalidArgument("tar: malformed pax record")
-        if key.startswith(b"GNU.sparse."):
-            raise Unsupported("tar: sparse files are not accepted in a layer or archive")
         if b"\0" in key or (b"\0" in value and not key.startswith(_XATTR)):
             raise InvalidArgument(f"tar: NUL in pax record {key[:60]!r}")
         found[key] = value

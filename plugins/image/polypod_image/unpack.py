@@ -24,6 +24,7 @@ from polypod_image.mediatypes import Compression
 from polypod_image.merged import MergedView, Node, keeps_xattr, split
 from polypod_image.meter import Meter
 from polypod_image.options import DevicePolicy
+from polypod_image.sparse import Sparse
 from polypod_image.streams import ByteStream, decompress, file_source, watched
 from polypod_image.tar import Entry, Kind, TarReader
 from polypod_image.tree import Attributes, LayerTree
@@ -124,7 +125,9 @@ class _Extractor:
         }
 
     def run(self) -> None:
-        reader = TarReader(self._stream, max_entries=self._meter.limits.layer_inodes)
+        reader = TarReader(
+            self._stream, max_entries=self._meter.limits.layer_inodes, takes_sparse=True
+        )
         for entry in reader:
             try:
                 self._entry(entry)
@@ -167,16 +170,23 @@ class _Extractor:
         self._tree.white_out(self._tree.parent(parts, entry.mtime_ns), hidden)
 
     def _file(self, entry: Entry, parent: Directory, name: bytes) -> None:
-        if entry.size > self._meter.limits.file_bytes:
+        size = entry.size if entry.holes is None else entry.holes.size
+        if size > self._meter.limits.file_bytes:
             raise InvalidArgument(
-                f"a file of {entry.size} bytes; images.max_file_bytes allows "
+                f"a file of {size} bytes; images.max_file_bytes allows "
                 f"{self._meter.limits.file_bytes}"
             )
-        descriptor, total = self._create(parent, name), 0
+        descriptor, path = self._create(parent, name), join(parent.path, name)
         try:
-            for piece in self._stream.pieces(entry.size):
-                total = checksum(piece, total)
-                _write(descriptor, piece)
+            if entry.holes is None:
+                total = 0
+                for piece in self._stream.pieces(entry.size):
+                    total = checksum(piece, total)
+                    _write(descriptor, piece)
+                self.sums[path] = total
+            else:
+                self._fill(descriptor, entry.holes)
+                self.sums.pop(path, None)
             os.fchown(descriptor, entry.uid, entry.gid)
             os.fchmod(descriptor, entry.mode)
             for key, value in entry.xattrs.items():
@@ -185,7 +195,16 @@ class _Extractor:
             os.utime(descriptor, ns=(entry.mtime_ns, entry.mtime_ns))
         finally:
             os.close(descriptor)
-        self.sums[join(parent.path, name)] = total
+
+    def _fill(self, descriptor: int, holes: Sparse) -> None:
+        """Write the parts of a sparse file. What a reader will see counts, holes included (I4)."""
+        stored = sum(length for _, length in holes.parts)
+        self._meter.passed(holes.size - stored)
+        os.ftruncate(descriptor, holes.size)
+        for offset, length in holes.parts:
+            os.lseek(descriptor, offset, os.SEEK_SET)
+            for piece in self._stream.pieces(length):
+                _write(descriptor, piece)
 
     def _create(self, parent: Directory, name: bytes) -> int:
         self._meter.inode()

@@ -60,8 +60,32 @@ REFUSED = {
     "size-overflow": lambda t, d: [t.header(b"x", raw={124: b"\x80" + b"\x3f" * 11})],
     "size-is-text": lambda t, d: [t.header(b"x", raw={124: b"0x10\0\0\0\0\0\0\0\0"})],
     "more-size-than-data": lambda t, d: [t.header(b"x", size=1 << 30)],
-    "sparse": lambda t, d: [t.header(b"x", kind=b"S")],
+    "sparse-beyond-its-size": lambda t, d: [t.sparse(b"x", [(0, 512)], 100)],
+    "sparse-overlapping": lambda t, d: [t.sparse(b"x", [(0, 512), (100, 512)], 4096)],
+    "sparse-backwards": lambda t, d: [t.sparse(b"x", [(1024, 512), (0, 512)], 4096)],
+    "sparse-of-less-than-it-has": lambda t, d: [t.sparse(b"x", [(0, 100)], 4096, stored=512)],
+    "sparse-of-more-than-it-has": lambda t, d: [t.sparse(b"x", [(0, 1024)], 4096, stored=512)],
+    "sparse-negative": lambda t, d: [t.sparse(b"x", [(0, 512)], 4096, raw={386: b"\xff" * 12})],
+    "sparse-larger-than-files-may-be": lambda t, d: [t.sparse(b"x", [(0, 512)], 1 << 40)],
+    "sparse-without-end": lambda t, d: [
+        t.sparse(b"x", [(0, 512)], 4096, raw={482: b"\x01"}),
+        (t.number(0, 12) * 42 + b"\x01").ljust(512, b"\0") * 4000,
+    ],
     "sparse-by-pax": lambda t, d: [t.pax({b"GNU.sparse.map": b"0,1"}) + t.file(b"x")],
+    "sparse-by-pax-odd": lambda t, d: [
+        t.pax({b"GNU.sparse.map": b"0,1,2", b"GNU.sparse.size": b"9"}) + t.file(b"x")
+    ],
+    "sparse-0.0": lambda t, d: [
+        t.pax({b"GNU.sparse.size": b"9", b"GNU.sparse.numblocks": b"1"}) + t.file(b"x")
+    ],
+    "sparse-1.0-of-no-map": lambda t, d: [t.sparse_pax(b"x", b"", 10)],
+    "sparse-1.0-of-too-many": lambda t, d: [t.sparse_pax(b"x", b"9999999\n0\n1\n", 10)],
+    "sparse-1.0-of-a-long-number": lambda t, d: [t.sparse_pax(b"x", b"1" * 2000, 10)],
+    "sparse-1.0-map-longer-than-entry": lambda t, d: [t.sparse_pax(b"x", b"400\n0\n1\n", 10)],
+    "sparse-1.0-not-a-number": lambda t, d: [t.sparse_pax(b"x", b"1\n-1\n1\n", 10)],
+    "sparse-named-outside": lambda t, d: [
+        t.sparse_pax(b"../x", b"0\n", 10),
+    ],
     "unknown-type": lambda t, d: [t.header(b"x", kind=b"Z")],
     "bad-checksum": lambda t, d: [t.file(b"x")[:-512].replace(b"ustar", b"USTAR") + bytes(512)],
     "lone-zero-block": lambda t, d: [bytes(512), t.file(b"x")],

@@ -77,6 +77,25 @@ def file(name, content=b"x", **more):
     return header(name, size=len(content), **more) + padded(content)
 
 
+def sparse(name, parts, size, *, stored=None, raw=None):
+    """A sparse file as GNU tar wrote it first; at most four parts."""
+    stored = sum(length for _, length in parts) if stored is None else stored
+    places = {
+        386 + 24 * at: number(offset, 12) + number(length, 12)
+        for at, (offset, length) in enumerate(parts)
+    }
+    # The magic is GNU's: what ustar has behind it lies where the map is.
+    places |= {257: b"ustar  \0", 329: bytes(16), 483: number(size, 12), **(raw or {})}
+    return header(name, kind=b"S", size=stored, raw=places) + padded(b"s" * stored)
+
+
+def sparse_pax(name, listed, size):
+    """A sparse file of form 1.0, its map as given and no content."""
+    records = {b"major": b"1", b"minor": b"0", b"name": name, b"realsize": b"%d" % size}
+    records = {b"GNU.sparse." + key: value for key, value in records.items()}
+    return pax(records) + file(b"GNUSparseFile.0/x", padded(listed))
+
+
 def directory(name, mode=0o755, **more):
     return header(name, kind=b"5", mode=mode, **more)
 
