@@ -12,6 +12,8 @@ import ctypes.util
 import gc
 import os
 import shutil
+import subprocess
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -163,8 +165,12 @@ def _own_group() -> Path | None:
     return group
 
 
+_BASE = pytest.StashKey[Path]()
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_configure(config: pytest.Config) -> None:
+    _use_own_directory(config)
     if _why_not("needs_root"):
         return
     failed = _leave_host_mounts()
@@ -173,6 +179,25 @@ def pytest_configure(config: pytest.Config) -> None:
     group = _own_group()
     if group is not None:
         config.stash[_GROUP] = group
+
+
+def _use_own_directory(config: pytest.Config) -> None:
+    """Keep what tests write in a directory of this run.
+
+    pytest's own is shared by all runs of a user, and it clears away what older ones left by a
+    recursion that gives up on trees as deep as hostile layers make them; that ends the run with an error.
+    """
+    if config.option.basetemp is None:
+        config.stash[_BASE] = Path(tempfile.mkdtemp(prefix="polypod-tests-"))
+        config.option.basetemp = str(config.stash[_BASE])
+
+
+def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
+    """Remove the run's directory; one with failures stays, to be looked at."""
+    base = session.config.stash.get(_BASE, None)
+    if base is not None and exitstatus == 0:
+        # Not by Python's recursion: see `_use_own_directory`.
+        subprocess.run(["rm", "-rf", "--one-file-system", str(base)], check=False)
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
