@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import fcntl
 import logging
 import os
 import socket
@@ -28,6 +29,9 @@ _log = logging.getLogger(__name__)
 _PATH_THREADS = 8
 _OPEN_S = 10.0
 _DRAIN_S = 2.0
+_F_SETPIPE_SZ = 1031  # linux/fcntl.h
+_PIPE_BYTES = 256 * 1024
+"""The logger consumes what it has read only once it is in the log: meanwhile the container writes on."""
 _LOGGER_S = 10.0
 _TELL_TRIES = 50
 _TELL_AGAIN_S = 0.2
@@ -198,8 +202,15 @@ def _make_streams(ends: dict[str, int], theirs: dict[str, int], *, tty: bool, st
         return
     for name in ("stdout", "stderr"):
         ends[name], theirs[name] = os.pipe2(os.O_CLOEXEC)
+        _widen(theirs[name])
     if stdin:
         theirs["stdin"], ends["stdin"] = os.pipe2(os.O_CLOEXEC)
+
+
+def _widen(pipe: int) -> None:
+    """Give a log pipe room, where the user's budget of pipe pages has it."""
+    with contextlib.suppress(OSError):
+        fcntl.fcntl(pipe, _F_SETPIPE_SZ, _PIPE_BYTES)
 
 
 def _close_result(opening: asyncio.Future[int]) -> None:
