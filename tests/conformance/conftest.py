@@ -8,6 +8,7 @@ from pathlib import Path
 
 import grpc
 import pytest
+import pytest_asyncio
 from conformance import images
 from conformance.pods import Pods
 from conformance.subjects import Subject, subjects
@@ -29,8 +30,8 @@ def handler(request: pytest.FixtureRequest) -> Subject:
     return request.param
 
 
-@pytest.fixture(scope="session", autouse=True)
-def grpc_stays_open() -> None:
+@pytest_asyncio.fixture(scope="module", loop_scope="module", autouse=True)
+async def grpc_stays_open() -> None:
     """Keep gRPC's own sockets for the whole run: a test that opens them first would seem to leak them."""
     grpc.aio.init_grpc_aio()
 

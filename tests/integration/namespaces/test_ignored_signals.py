@@ -26,4 +26,6 @@ async def test_neither_a_first_process_nor_an_exec_ignores_them(pod):
     await box.says("ready")
     for result in (first, await box.exec(command)):
         assert result.code == 0
-        assert {line.split(":\t")[1] for line in result.lines} == {"0" * 16}
+        # 32 and 33 are the C library's own: whoever started us may have them in any state.
+        masks = {int(line.split(":\t")[1], 16) & ~(3 << 31) for line in result.lines}
+        assert masks == {0}

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import grpc
 import pytest
+import pytest_asyncio
 from conformance import images
 from conformance.pods import Pods
 from support.server import Server
@@ -31,8 +32,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.skipif(bool(LACKS), reason="; ".join(LACKS)))
 
 
-@pytest.fixture(scope="session", autouse=True)
-def grpc_stays_open() -> None:
+@pytest_asyncio.fixture(scope="module", loop_scope="module", autouse=True)
+async def grpc_stays_open() -> None:
     """Keep gRPC's own sockets for the whole run: a test that opens them first would seem to leak them."""
     grpc.aio.init_grpc_aio()
 
