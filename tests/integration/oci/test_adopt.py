@@ -18,6 +18,8 @@ from polypod.processes.host import ProcessHost
 pytestmark = [pytest.mark.needs_root]
 
 NAME = ProcessId("box")
+# A shell may reap a child that ends before it does: this one ends as an orphan. ``$$`` is the shell.
+ORPHANED = "while kill -0 $$ 2>/dev/null; do sleep 0.01; done"
 LABELS = {"handler": "runc", "kind": "container"}
 
 
@@ -75,7 +77,7 @@ async def test_one_that_lives_is_taken_over(host, tmp_path):
 
 
 async def test_one_that_has_ended_is_found_with_its_code(host, tmp_path):
-    pid = await leave_behind(host, tmp_path, "exit 7")
+    pid = await leave_behind(host, tmp_path, f"{ORPHANED}; exit 7")
     await gone(pid)
     assert await adopt(host, pid) == -1
     assert_end(await host.supervisor.wait(NAME), 7)
@@ -89,7 +91,7 @@ async def test_one_that_has_ended_is_found_with_its_code(host, tmp_path):
 
 
 async def test_the_end_is_told_once(host, tmp_path):
-    pid = await leave_behind(host, tmp_path, "exit 3")
+    pid = await leave_behind(host, tmp_path, f"{ORPHANED}; exit 3")
     told = []
 
     async def listen():

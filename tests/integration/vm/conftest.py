@@ -54,11 +54,15 @@ def server(tmp_path_factory: pytest.TempPathFactory):
 
 
 async def _warm_up(server: Server) -> None:
-    """Pull the image and run a first pod: it brings libvirtd, the bridge, the guest and the image's disk."""
+    """Pull the image and run a first pod of each handler: what all pods share is made by the first.
+
+    That is libvirtd, the bridge, the guest, the image's disk, the server's cgroup parent.
+    """
     async with CriClient(server.endpoint) as cri:
         await cri.pull_image(f"oci:{server.layout}")
         pods = Pods(cri, f"oci:{server.layout}", server.place / "logs")
-        await (await pods.run("first")).run("true")
+        for handler in ("vm", "namespaces"):
+            await (await pods.run(f"first-{handler}", handler=handler)).run("true")
         await pods.remove_all()
 
 
