@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from support.namespaces import NamespacesSubject, busybox_root
 
+from polypod.backend.cgroups import Cgroups, discover
 from polypod.testing.runtime_suite import CHECKS, Outcome, run_check
-from polypod_namespaces.cgroups import Cgroups, discover
 
 pytestmark = [pytest.mark.needs_root, pytest.mark.needs_overlay, pytest.mark.needs_busybox]
 

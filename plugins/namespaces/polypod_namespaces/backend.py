@@ -1,6 +1,6 @@
 """The backend: sandboxes and containers as namespaces and cgroups, made through the supervisor.
 
-It opens what a launch needs (`polypod_namespaces.opening`), compiles the plan (`polypod.spec.compile`) and
+It opens what a launch needs (`polypod.backend.mounts`), compiles the plan (`polypod.spec.compile`) and
 lets the supervisor run it. Exits come from the supervisor, evidence of the OOM killer from the cgroup.
 """
 
@@ -16,6 +16,11 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import TypeVar
 
+from polypod.backend import cgroups as cgroup_writer
+from polypod.backend import inits, usage
+from polypod.backend.descriptors import Descriptors
+from polypod.backend.mounts import SharedMemory
+from polypod.backend.sessions import ExecSession
 from polypod.plugin.errors import BackendError, InvalidArgument, NotFound
 from polypod.plugin.ids import ContainerId, ProcessId, SandboxId
 from polypod.plugin.requests import Resources
@@ -38,12 +43,8 @@ from polypod.plugin.services import (
     SandboxNamespaces,
     Session,
 )
-from polypod_namespaces import cgroups as cgroup_writer
-from polypod_namespaces import inits, usage
 from polypod_namespaces.inventory import Container, Sandbox, SandboxFiles
 from polypod_namespaces.launching import Launches
-from polypod_namespaces.opening import Descriptors, SharedMemory
-from polypod_namespaces.sessions import ExecSession
 
 _T = TypeVar("_T")
 _log = logging.getLogger(__name__)

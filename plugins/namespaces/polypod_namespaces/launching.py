@@ -9,33 +9,31 @@ import os
 from collections.abc import Mapping
 from typing import Final
 
+from polypod.backend import devicefilter
+from polypod.backend.cgroups import Cgroups
+from polypod.backend.descriptors import Descriptors
+from polypod.backend.mounts import (
+    SharedMemory,
+    bind_mounts,
+    open_binds,
+    open_rootfs,
+)
 from polypod.plan.operations import Plan
 from polypod.plugin.errors import BackendError, InvalidArgument, Unsupported
 from polypod.plugin.oci import Hooks, OciResources
 from polypod.plugin.requests import Resources
 from polypod.plugin.runtime import ContainerSpec, ExecSpec
-from polypod.plugin.services import Stdio
 from polypod.spec.cgroup import v1_files, v2_files
 from polypod.spec.cgroup_devices import device_program
 from polypod.spec.compile import (
     CgroupView,
     ExecSources,
     Sources,
-    Streams,
     compile_container,
     compile_exec,
 )
 from polypod.spec.resources import CgroupFacts, oci_resources
-from polypod_namespaces import devicefilter
-from polypod_namespaces.cgroups import Cgroups
 from polypod_namespaces.inventory import Container
-from polypod_namespaces.opening import (
-    Descriptors,
-    SharedMemory,
-    bind_mounts,
-    open_binds,
-    open_rootfs,
-)
 
 _JOINABLE: Final = frozenset(["network", "ipc", "uts", "pid", "cgroup", "mount"])
 
@@ -74,7 +72,7 @@ class Launches:
             self._shm.ensure(shm)
         sources = Sources(
             root=root,
-            streams=_streams(spec.stdio, descriptors),
+            streams=descriptors.streams(spec.stdio),
             namespaces=_namespaces(spec, descriptors, target),
             mounts=open_binds(binds, descriptors),
             cgroup_view=self._view,
@@ -116,7 +114,7 @@ class Launches:
         sources = ExecSources(
             pidfd=descriptors.lend(container.pidfd),
             kinds=tuple(kind for kind in kinds if kind in _JOINABLE),
-            streams=_streams(spec.stdio, descriptors),
+            streams=descriptors.streams(spec.stdio),
             cgroups=tuple(descriptors.take(fd) for fd in joined),
         )
         return compile_exec(spec.process, spec.config.linux.seccomp, sources)
@@ -143,13 +141,6 @@ class Launches:
             return os.readlink(f"/proc/{pid}/exe") != os.path.realpath("/proc/self/exe")
         except OSError:
             return True
-
-
-def _streams(stdio: Stdio, descriptors: Descriptors) -> Streams:
-    def lent(fd: int | None) -> str:
-        return "" if fd is None else descriptors.lend(fd)
-
-    return Streams(lent(stdio.stdin), lent(stdio.stdout), lent(stdio.stderr), lent(stdio.console))
 
 
 def _namespaces(spec: ContainerSpec, descriptors: Descriptors, target: int) -> dict[str, str]:

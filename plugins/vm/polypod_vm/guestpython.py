@@ -26,8 +26,8 @@ _NEEDED = (
     "polypod_vm_child.guest_bridge",
     "polypod_vm_child.guest_network",
     "polypod_vm_child.guest_usage",
-    "polypod_namespaces.cgroups",
-    "polypod_namespaces.devicefilter",
+    "polypod.backend.cgroups",
+    "polypod.backend.devicefilter",
     "encodings.utf_8",
     "encodings.ascii",
     "encodings.latin_1",
@@ -41,9 +41,9 @@ _SINGLE = (
     "polypod.plugin.ids",
     "polypod.plugin.requests",
     "polypod.plugin.runtime",
-    "polypod_namespaces.cgroups",
-    "polypod_namespaces.devicefilter",
-    "polypod_namespaces.usage",
+    "polypod.backend.cgroups",
+    "polypod.backend.devicefilter",
+    "polypod.backend.usage",
 )
 """Modules whose packages' own ``__init__`` would load far more than they need."""
 _TRACE = """

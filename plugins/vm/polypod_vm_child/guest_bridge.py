@@ -71,7 +71,7 @@ class Bridge:
     def cgroups(self) -> Any:  # noqa: ANN401 - the engine's writer, imported when it is first needed
         """The namespaces engine's writer, on this kernel's cgroup v2."""
         if self._cgroups is None:
-            from polypod_namespaces.cgroups import Cgroups, discover
+            from polypod.backend.cgroups import Cgroups, discover
 
             self._cgroups = Cgroups(discover())
         return self._cgroups
@@ -196,7 +196,7 @@ class Bridge:
     def _filter_devices(self, cgroup: str, program: str) -> None:
         import base64
 
-        from polypod_namespaces import devicefilter
+        from polypod.backend import devicefilter
 
         directory = self.cgroups.directory("memory", cgroup)
         devicefilter.attach(str(directory), base64.b64decode(program))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from polypod_namespaces import usage
+from polypod.backend import usage
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

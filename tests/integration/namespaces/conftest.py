@@ -12,8 +12,8 @@ from support.containment import Bench, Pod
 from support.containment_parts import Decoy
 from support.namespaces import busybox_root
 
+from polypod.backend.cgroups import Cgroups, discover
 from polypod.processes.host import ProcessHost
-from polypod_namespaces.cgroups import Cgroups, discover
 
 
 @pytest.fixture(scope="session")

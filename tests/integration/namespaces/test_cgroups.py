@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 from support.containment_parts import security
 
+from polypod.backend.cgroups import Cgroups, discover
 from polypod.plugin.errors import PolypodError
 from polypod.plugin.oci import DeviceRule
 from polypod.plugin.requests import Capabilities, Device, Mount, Resources
-from polypod_namespaces.cgroups import Cgroups, discover
 
 pytestmark = [
     pytest.mark.needs_root,

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
+from polypod.backend import devicefilter
 from polypod.plugin.errors import BackendError
 from polypod.spec.cgroup_devices import device_program
 from polypod.spec.devices import device_rules
-from polypod_namespaces import devicefilter
 
 pytestmark = pytest.mark.needs_root
 _PROBE = """

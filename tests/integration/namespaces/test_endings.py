@@ -12,10 +12,10 @@ from pathlib import Path
 
 import pytest
 
+from polypod.backend.cgroups import Cgroups, discover
 from polypod.plugin.oci import Namespace
 from polypod.plugin.requests import Mount, NamespaceMode, NamespaceOptions
 from polypod.plugin.runtime import SandboxDied
-from polypod_namespaces.cgroups import Cgroups, discover
 
 pytestmark = [pytest.mark.needs_root, pytest.mark.needs_overlay, pytest.mark.needs_busybox]
 

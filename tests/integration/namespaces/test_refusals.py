@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 from support.containment_parts import OWN_PIDS, security
 
+from polypod.backend.cgroups import Cgroups, discover
 from polypod.plugin.errors import Unsupported
 from polypod.plugin.oci import Hook, Hooks, Namespace, OciIdMapping, OciMount, Seccomp, SeccompRule
 from polypod.plugin.requests import (
@@ -21,7 +22,6 @@ from polypod.plugin.requests import (
     UserNamespace,
 )
 from polypod.spec.compile import Sources, compile_container
-from polypod_namespaces.cgroups import Cgroups, discover
 
 pytestmark = [pytest.mark.needs_root, pytest.mark.needs_overlay, pytest.mark.needs_busybox]
 

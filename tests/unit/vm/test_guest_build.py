@@ -169,7 +169,7 @@ def test_guest_python_is_small_and_equal_each_time(tmp_path):
     home = f"usr/lib/python{sys.version_info[0]}.{sys.version_info[1]}"
     assert f"{home}/polypod/supervisor/supervisor.pyc" in names
     assert f"{home}/polypod/plan/operations.pyc" in names
-    assert f"{home}/polypod_namespaces/cgroups.pyc" in names
+    assert f"{home}/polypod/backend/cgroups.pyc" in names
     for unneeded in ("asyncio/__init__", "logging/__init__", "json/tool", "pluggy/__init__"):
         assert f"{home}/{unneeded}.pyc" not in names
     assert not any(

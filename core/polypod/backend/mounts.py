@@ -1,7 +1,8 @@
-"""What is opened on the host for a launch: the root, volumes, cgroups, namespaces.
+"""What is opened on the host for a launch: the root, volumes, a pod's shared memory.
 
 The supervisor opens nothing by path; everything here becomes a descriptor in the launch, and its
-propagation and flags are set before it is sent (DESIGN, "One opener of mounts").
+propagation and flags are set before it is sent. What is opened is attached nowhere: it is gone with its
+last descriptor, and nothing that a container mounts below it reaches the host.
 
 Spec:
     man open_tree(2), mount_setattr(2), mount_namespaces(7).
@@ -15,57 +16,17 @@ import stat
 import threading
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from types import TracebackType
 from typing import Final
 
-from polypod.plugin.errors import BackendError, InvalidArgument, ResourceExhausted, Unsupported
+from polypod.backend import mountapi
+from polypod.backend.descriptors import Descriptors
+from polypod.plugin.errors import BackendError, InvalidArgument, Unsupported
 from polypod.plugin.oci import OciConfig, OciMount
 from polypod.plugin.rootfs import BlockRootfs, DirectoryRootfs, OverlayRootfs, Rootfs
 from polypod.spec.compile import MountSource
 from polypod.spec.mount_options import MS_PRIVATE, MS_SHARED, MS_SLAVE, parse_mount_options
-from polypod_namespaces import mountapi
 
-MAX_DESCRIPTORS: Final = 190
-"""Below the 200 that travel in one message."""
 _CLONE: Final = mountapi.OPEN_TREE_CLONE | mountapi.OPEN_TREE_CLOEXEC
-
-
-class Descriptors:
-    """The descriptors of one launch, in the order in which plans name them; closed together."""
-
-    def __init__(self) -> None:
-        self.fds: list[int] = []
-        self._owned: list[int] = []
-
-    def __enter__(self) -> Descriptors:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
-
-    def take(self, fd: int) -> str:
-        """Add a descriptor that is closed with the others; return its source."""
-        self._owned.append(fd)
-        return self.lend(fd)
-
-    def lend(self, fd: int) -> str:
-        """Add a descriptor that stays somebody else's; return its source."""
-        if len(self.fds) >= MAX_DESCRIPTORS:
-            raise ResourceExhausted(
-                f"a launch takes at most {MAX_DESCRIPTORS} descriptors: use fewer mounts"
-            )
-        self.fds.append(fd)
-        return f"fd:{len(self.fds) - 1}"
-
-    def close(self) -> None:
-        """Close what was taken. Idempotent."""
-        while self._owned:
-            os.close(self._owned.pop())
 
 
 def open_rootfs(rootfs: Rootfs) -> int:

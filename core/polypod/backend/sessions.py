@@ -11,9 +11,9 @@ import stat
 import struct
 import termios
 
+from polypod.backend.cgroups import Cgroups
 from polypod.plugin.errors import FailedPrecondition, NotFound, Unavailable
 from polypod.plugin.services import ExitStatus, Launched, Supervisor
-from polypod_namespaces.cgroups import Cgroups
 
 # linux/major.h: the peers of pseudo-terminals.
 _TERMINALS = range(136, 144)

@@ -10,8 +10,8 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
+from polypod.backend.cgroups import Cgroups
 from polypod.plugin.runtime import ContainerUsage
-from polypod_namespaces.cgroups import Cgroups
 
 
 def read(cgroups: Cgroups, path: str) -> ContainerUsage:
