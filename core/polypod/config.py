@@ -1,4 +1,6 @@
-"""The configuration: one TOML file and ``--set key=value``, checked into frozen dataclasses.
+"""The configuration: TOML files and ``--set key=value``, checked into frozen dataclasses.
+
+Which files are read, and which one wins, is told by `polypod.config_files`.
 
 Unknown keys are errors that name the nearest known key. ``[handlers.NAME.options]``,
 ``[images]``, ``[network]`` and ``[plugins.NAME]`` belong to plugins, who check their own.
@@ -18,6 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, get_type_hints
 
+from polypod import config_files
 from polypod.plugin.errors import InvalidArgument
 
 
@@ -46,6 +49,9 @@ class ServerConfig:
         "where each container's state.json is published; empty publishes none",
     )
     log_level: str = _key("info", "debug, info, warning or error")
+    watch_s: float = _key(
+        2.0, "seconds between looks at the configuration's files; 0 reads them at SIGHUP alone"
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,6 +111,22 @@ class Config:
         return any(".".join(parts[: n + 1]) in self.origins for n in range(len(parts)))
 
 
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Where a configuration comes from, so that it can be read again."""
+
+    path: Path | None = None
+    overrides: tuple[str, ...] = ()
+
+    def load(self) -> Config:
+        """Read it. Raises as `load`."""
+        return load(self.path, self.overrides)
+
+    def signature(self) -> config_files.Signature:
+        """Return what changes when a file does."""
+        return () if self.path is None else config_files.signature(self.path)
+
+
 _SECTIONS: dict[str, type] = {
     "server": ServerConfig,
     "plugins": PluginsConfig,
@@ -144,7 +166,7 @@ _FREE_HELP = {
 
 
 def load(path: Path | None, overrides: Sequence[str] = ()) -> Config:
-    """Read a file, then apply ``key=value`` overrides (TOML values; bare words are strings).
+    """Read a file and its drop-ins, then apply ``key=value`` overrides (TOML values; bare words are strings).
 
     Raises:
         InvalidArgument: naming the file, the key and what it may be.
@@ -152,15 +174,7 @@ def load(path: Path | None, overrides: Sequence[str] = ()) -> Config:
     tree: dict[str, Any] = {}
     origins: dict[str, str] = {}
     if path is not None:
-        try:
-            tree = tomllib.loads(path.read_text())
-        except OSError as error:
-            msg = f"configuration {path}: {error.strerror}"
-            raise InvalidArgument(msg) from error
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-            msg = f"configuration {path}: {error}"
-            raise InvalidArgument(msg) from error
-        _note_origins(tree, "", str(path), origins)
+        tree, origins = config_files.read(path)
     for override in overrides:
         key = _apply(tree, override)
         origins[key] = "--set"
@@ -298,14 +312,6 @@ def _apply(tree: dict[str, Any], override: str) -> str:
             raise InvalidArgument(msg)
     at[last] = value
     return key
-
-
-def _note_origins(tree: object, prefix: str, origin: str, origins: dict[str, str]) -> None:
-    if not isinstance(tree, dict):
-        origins[prefix] = origin
-        return
-    for key, value in tree.items():
-        _note_origins(value, f"{prefix}.{key}" if prefix else key, origin, origins)
 
 
 def _flatten(tree: object, prefix: str, flat: dict[str, Any]) -> None:

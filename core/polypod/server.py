@@ -16,9 +16,10 @@ import polypod
 from polypod.api.server import ApiServer, socket_path
 from polypod.boot import journal, places
 from polypod.boot.assembly import Assembled, assemble
+from polypod.boot.reloading import Reloading
 from polypod.boot.removal import take_down
 from polypod.boot.watching import open_observers
-from polypod.config import Config
+from polypod.config import Config, Source
 
 log = logging.getLogger("polypod.server")
 
@@ -26,22 +27,23 @@ GRACE_S = 5.0
 """For calls that run when the server is told to leave."""
 
 
-def serve(config: Config) -> int:
+def serve(source: Source) -> int:
     """Run a server in the foreground until SIGTERM or SIGINT; workloads outlive it.
 
     The socket is there from the start and answers UNAVAILABLE until everything is recovered. A second
-    signal leaves at once.
+    signal leaves at once; SIGHUP reads the configuration again.
 
     Raises:
         PolypodError: it cannot start; the text says what to do.
     """
+    config = source.load()
     journal.set_up(config.server.log_level)
     socket_path(config.server.listen)
     where = places.make(Path(config.server.root), Path(config.server.state))
     _raise_limits()
     with places.claim(where):
         places.note(where, config)
-        asyncio.run(_serve(config, where))
+        asyncio.run(_serve(source, config, where))
     return 0
 
 
@@ -55,11 +57,12 @@ def down(root: Path, state: Path) -> int:
     return asyncio.run(take_down(root, state))
 
 
-async def _serve(config: Config, where: places.Places) -> None:
+async def _serve(source: Source, config: Config, where: places.Places) -> None:
     began = time.monotonic()
-    leave = _leave_on_signal()
+    leave, reload = _signals()
     recovered = asyncio.Event()
     assembled = await assemble(config, where)
+    reloading = Reloading(source, config, assembled, where, reload)
     api = ApiServer(assembled.core, config.server.listen, ready=recovered.is_set)
     try:
         await assembled.streaming.start()
@@ -68,8 +71,10 @@ async def _serve(config: Config, where: places.Places) -> None:
             recovered.set()
             log.info("ready version=%s seconds=%.3f", polypod.__version__, time.monotonic() - began)
             _settle_memory()
+            reloading.start()
             await leave.wait()
     finally:
+        await reloading.stop()
         await api.stop(GRACE_S)
         await assembled.streaming.stop()
         await assembled.core.close()
@@ -103,9 +108,9 @@ async def _open(assembled: Assembled) -> None:
     await open_observers(assembled.registry, assembled.core, assembled.closers)
 
 
-def _leave_on_signal() -> asyncio.Event:
-    """Return an event that the first SIGTERM or SIGINT sets; the second ends the process."""
-    leave = asyncio.Event()
+def _signals() -> tuple[asyncio.Event, asyncio.Event]:
+    """Return what SIGTERM and SIGINT set, the second of which ends the process, and what SIGHUP sets."""
+    leave, reload = asyncio.Event(), asyncio.Event()
 
     def on_signal(number: signal.Signals) -> None:
         if leave.is_set():
@@ -115,7 +120,8 @@ def _leave_on_signal() -> asyncio.Event:
 
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, on_signal, number)
-    return leave
+    asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, reload.set)
+    return leave, reload
 
 
 def _raise_limits() -> None:

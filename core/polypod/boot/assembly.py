@@ -34,6 +34,8 @@ class Assembled:
     processes: Processes
     streaming: StreamingServer
     """To be started once the heart is open, and stopped before it closes."""
+    opener: Opener
+    """For what the configuration names later."""
     closers: AsyncExitStack
     """Close it last: it disconnects everything. Workloads go on."""
 
@@ -44,7 +46,7 @@ async def assemble(config: Config, places: Places) -> Assembled:
     Raises:
         PolypodError: what the server cannot start without is missing; nothing stays open.
     """
-    _check(config)
+    check(config)
     streaming = StreamingServer(_streaming(config))
     closers = AsyncExitStack()
     async with closers:
@@ -81,11 +83,16 @@ async def assemble(config: Config, places: Places) -> Assembled:
             unusable_handlers=unusable,
         )
         core = Core(parts)
-        return Assembled(core, parts, registry, processes, streaming, closers.pop_all())
+        return Assembled(core, parts, registry, processes, streaming, opener, closers.pop_all())
     raise AssertionError  # the stack swallows nothing
 
 
-def _check(config: Config) -> None:
+def check(config: Config) -> None:
+    """Check what one key alone cannot tell.
+
+    Raises:
+        InvalidArgument: naming the key.
+    """
     default = config.server.default_handler
     if default not in config.handlers:
         raise InvalidArgument(

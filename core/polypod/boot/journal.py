@@ -25,14 +25,19 @@ class _Line(logging.Formatter):
         return super().format(record)
 
 
+def check_level(level: str) -> None:
+    """Raise InvalidArgument if there is no such level."""
+    if level not in LEVELS:
+        raise InvalidArgument(f"server.log_level is {level!r}: give one of {', '.join(LEVELS)}")
+
+
 def set_up(level: str) -> None:
     """Send everything from a level on to stderr.
 
     Raises:
         InvalidArgument: there is no such level.
     """
-    if level not in LEVELS:
-        raise InvalidArgument(f"server.log_level is {level!r}: give one of {', '.join(LEVELS)}")
+    check_level(level)
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(
         _Line("%(asctime)s.%(msecs)03d %(levelname)s %(name)s %(where)s%(message)s", "%H:%M:%S")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
@@ -43,6 +43,13 @@ class Opener:
     processes: Processes
     closers: AsyncExitStack
     _stores: dict[str, tuple[ImageStoreType, ImageStore]] = field(default_factory=dict)
+    _once: dict[int, _Once] = field(default_factory=dict)
+    """Of each open backend, by its identity: what closes it, whoever comes first."""
+
+    @property
+    def stores(self) -> Mapping[str, ImageStore]:
+        """The image stores that are open, by name."""
+        return {name: store for name, (_kind, store) in self._stores.items()}
 
     async def handlers(self) -> tuple[dict[str, Handler], tuple[HandlerView, ...]]:
         """Open every configured handler; return those that work and those that do not.
@@ -54,16 +61,32 @@ class Opener:
         unusable = []
         default = self.config.server.default_handler
         for name, wanted in self.config.handlers.items():
-            try:
-                opened[name] = await self._handler(name, wanted)
-            except Exception as error:  # noqa: BLE001 - a handler's failure is that handler's alone
-                reason = _reason(error)
-                log.error("handler unusable name=%s type=%s reason=%s", name, wanted.type, reason)
-                self._require("runtime type", wanted.type, reason)
-                unusable.append(
-                    HandlerView(name, wanted.type, name == default, frozenset(), unusable=reason)
-                )
+            found = await self.handler(name, wanted)
+            if isinstance(found, Handler):
+                opened[name] = found
+            else:
+                self._require("runtime type", wanted.type, found.unusable)
+                unusable.append(replace(found, is_default=name == default))
         return opened, tuple(unusable)
+
+    async def handler(self, name: str, wanted: HandlerConfig) -> Handler | HandlerView:
+        """Open one handler, or return a view of it with the reason why it cannot be used."""
+        try:
+            return await self._handler(name, wanted)
+        except Exception as error:  # noqa: BLE001 - a handler's failure is that handler's alone
+            reason = _reason(error)
+            log.error("handler unusable name=%s type=%s reason=%s", name, wanted.type, reason)
+            return HandlerView(
+                name, wanted.type, is_default=False, features=frozenset(), unusable=reason
+            )
+
+    async def close_handler(self, handler: Handler) -> None:
+        """Close a backend before the server ends; what it fails with is logged."""
+        try:
+            await self._once[id(handler.backend)].close()
+        except Exception:
+            log.exception("handler did not close name=%s", handler.name)
+        del self._once[id(handler.backend)]
 
     async def _handler(self, name: str, wanted: HandlerConfig) -> Handler:
         offered = self.registry.runtime_type(wanted.type)
@@ -86,7 +109,8 @@ class Opener:
             supervisor=self.processes.supervisor,
         )
         backend = await _opened(offered.open(context))
-        self.closers.push_async_callback(backend.close)
+        self._once[id(backend)] = once = _Once(backend.close)
+        self.closers.push_async_callback(once.close)
         if isinstance(backend, Narrowed):
             offered = replace(offered, features=offered.features & backend.features)
         return Handler(name, offered, backend, store)
@@ -156,6 +180,18 @@ class Opener:
                 raise FailedPrecondition(
                     f"required plugin {plugin.name!r}: {kind} {name!r} cannot be used: {reason}"
                 )
+
+
+class _Once:
+    """Closes a part the first time that it is asked to."""
+
+    def __init__(self, close: Callable[[], Awaitable[None]]) -> None:
+        self._close: Callable[[], Awaitable[None]] | None = close
+
+    async def close(self) -> None:
+        close, self._close = self._close, None
+        if close is not None:
+            await close()
 
 
 async def _opened(opening: Awaitable[T]) -> T:

@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Mapping
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from polypod.cli.command import Command, emit, emit_json, json_flag, table
+from polypod.cli.command import Command, Usage, emit, emit_json, json_flag, table, with_client
+from polypod.client import CriClient
 
 DEFAULT_CONFIG = Path("/etc/polypod/config.toml")
 
@@ -50,23 +52,28 @@ def _serve_flags(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def loaded(args: argparse.Namespace) -> Any:  # noqa: ANN401 - polypod.config.Config, imported late
-    """Return the effective configuration: the file, then --set, then the flags of their own."""
-    from polypod import config
+def source(args: argparse.Namespace) -> Any:  # noqa: ANN401 - polypod.config.Source, imported late
+    """Return where the configuration is from: the file, its drop-ins, --set, the flags of their own."""
+    from polypod import config, config_files
 
-    path = args.config or (DEFAULT_CONFIG if DEFAULT_CONFIG.exists() else None)
+    path = args.config or (DEFAULT_CONFIG if config_files.present(DEFAULT_CONFIG) else None)
     overrides = list(args.set)
     for name in ("listen", "root", "state"):
         value = getattr(args, name, None)
         if value is not None:
             text = value if name == "listen" else str(Path(value).absolute())
             overrides.append(f"server.{name}={json.dumps(text)}")
-    return config.load(path, overrides)
+    return config.Source(path, tuple(overrides))
+
+
+def loaded(args: argparse.Namespace) -> Any:  # noqa: ANN401 - polypod.config.Config, imported late
+    """Return the effective configuration."""
+    return source(args).load()
 
 
 def serve(args: argparse.Namespace) -> int:
     """Run the server in the foreground."""
-    return int(import_module("polypod.server").serve(loaded(args)))
+    return int(import_module("polypod.server").serve(source(args)))
 
 
 def down(args: argparse.Namespace) -> int:
@@ -123,12 +130,49 @@ def config_show(args: argparse.Namespace) -> int:
     """Print the effective configuration and where each value comes from."""
     from polypod import config
 
-    rows = config.show(loaded(args))
+    reload: Mapping[str, Any] = {}
+    if args.running:
+        rows, reload = _of_running(args)
+    else:
+        rows = config.show(loaded(args))
     if args.json:
         emit_json({key: {"value": value, "origin": origin} for key, value, origin in rows})
     else:
         table(("KEY", "VALUE", "FROM"), rows)
+        _tell_reload(reload)
     return 0
+
+
+def _of_running(args: argparse.Namespace) -> tuple[list[tuple[str, str, str]], Mapping[str, Any]]:
+    """Return what a server says that is in force, and what became of the last reading of its files."""
+
+    async def ask(cri: CriClient) -> Mapping[str, str]:
+        return dict((await cri.status(verbose=True)).info)
+
+    info = json.loads(with_client(args, ask).get("info", "{}"))
+    if "configuration" not in info:
+        raise Usage("the server behind this endpoint does not tell its configuration")
+    rows = [(key, each["value"], each["origin"]) for key, each in info["configuration"].items()]
+    return sorted(rows), info["reload"]
+
+
+def _tell_reload(reload: Mapping[str, Any]) -> None:
+    """Print what the last reading of the files could not bring into force."""
+    if reload.get("error"):
+        emit(f"\nrefused, nothing was changed: {reload['error']}")
+    if reload.get("needsRestart"):
+        emit(f"\nneeds a restart: {', '.join(reload['needsRestart'])}")
+    for name, why in reload.get("waiting", {}).items():
+        emit(f"\nhandler {name}: {why}")
+
+
+def _configured(parser: argparse.ArgumentParser) -> None:
+    _shown(parser)
+    parser.add_argument(
+        "--running",
+        action="store_true",
+        help="ask the server (--endpoint) what is in force, and what waits for a restart",
+    )
 
 
 def _shown(parser: argparse.ArgumentParser) -> None:
@@ -146,7 +190,7 @@ def _config_arguments(parser: argparse.ArgumentParser) -> None:
             lambda p: (p.add_argument("file", type=Path), None)[1],
             config_check,
         ),
-        Command("show", "print what is in force, and from where", _shown, config_show),
+        Command("show", "print what is in force, and from where", _configured, config_show),
     ):
         command.add_to(sub)
 
@@ -191,6 +235,10 @@ COMMANDS = (
         lambda _args: 2,
         "  polypod config default > /etc/polypod/config.toml\n"
         "  polypod config check /etc/polypod/config.toml\n"
-        "  polypod config show --set server.root=/tmp/p",
+        "  polypod config show --set server.root=/tmp/p\n"
+        "  polypod config show --running\n\n"
+        "files: the main one, then the drop-ins beside it (config.toml: config.d/*.toml) in the order of\n"
+        "their names; a later one wins key by key. A running server reads them again when one changes,\n"
+        "and at SIGHUP.",
     ),
 )

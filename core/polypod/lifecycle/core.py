@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
 
 from polypod.lifecycle.containers import Containers
 from polypod.lifecycle.creating import Creating
 from polypod.lifecycle.events import Events
 from polypod.lifecycle.execs import Execs
+from polypod.lifecycle.handling import Handling
 from polypod.lifecycle.heart import Heart
 from polypod.lifecycle.images import Images
 from polypod.lifecycle.listing import list_containers, list_sandboxes, select_containers
@@ -22,6 +23,7 @@ from polypod.lifecycle.status import server_status
 from polypod.lifecycle.streams import Streams
 from polypod.lifecycle.tasks import Background
 from polypod.lifecycle.teardown import Teardown
+from polypod.lifecycle.updating import Updating, pod_resources
 from polypod.lifecycle.views import (
     ContainerState,
     ContainerView,
@@ -36,7 +38,7 @@ from polypod.lifecycle.views import (
 from polypod.plugin.errors import FailedPrecondition, NotFound, Unavailable
 from polypod.plugin.ids import ContainerId, SandboxId
 from polypod.plugin.images import FilesystemUsage, Image, PullProgress
-from polypod.plugin.requests import Auth, ContainerConfig, SandboxConfig
+from polypod.plugin.requests import Auth, ContainerConfig, Resources, SandboxConfig
 
 
 class Core:
@@ -55,7 +57,12 @@ class Core:
         self._streams = Streams(heart)
         self._images = Images(heart)
         self._stats = Stats(heart)
+        self._updating = Updating(heart)
         self._events = Events(heart, containers, teardown, background)
+        self.handling = Handling(heart, self._events, background)
+        """For the composition root: exchanges handlers while the server runs."""
+        self.info: dict[str, object] = {}
+        """What the composition root adds to the verbose Status."""
 
     async def open(self) -> Recovered:
         """Recover what the last daemon left, then listen to the backends; calls are answered after it."""
@@ -63,7 +70,7 @@ class Core:
         recovery = Recovery(heart, self._containers, self._teardown, self._events)
         recovered = await recovery.run()
         for handler in heart.parts.handlers.values():
-            self._background.spawn(f"events {handler.name}", self._events.listen(handler))
+            self.handling.listen(handler)
         self._background.spawn("stats", self._stats.watch())
         self._ready = True
         return recovered
@@ -105,6 +112,13 @@ class Core:
         """ListPodSandbox: newest first, one snapshot."""
         self._require_ready()
         return list_sandboxes(self._heart, filter_)
+
+    async def update_sandbox(
+        self, sandbox_id: str, overhead: Resources | None, resources: Resources | None, /
+    ) -> None:
+        """UpdatePodSandboxResources: see `Updating.sandbox`."""
+        self._require_ready()
+        await self._updating.sandbox(sandbox_id, overhead, resources)
 
     async def evict(self, sandbox_id: SandboxId, reason: str, /) -> None:
         """Stop a sandbox on an observer's word; the kubelet sees it NOTREADY."""
@@ -150,6 +164,17 @@ class Core:
         """ListContainers: newest first, one snapshot, of listed sandboxes only."""
         self._require_ready()
         return list_containers(self._heart, filter_)
+
+    async def update_container(
+        self,
+        container_id: str,
+        resources: Resources,
+        annotations: Mapping[str, str] | None = None,
+        /,
+    ) -> None:
+        """UpdateContainerResources: see `Updating.container`."""
+        self._require_ready()
+        await self._updating.container(container_id, resources, annotations)
 
     async def exec_sync(
         self, container_id: str, command: Sequence[str], timeout_s: float, /
@@ -211,7 +236,8 @@ class Core:
     async def status(self, /, *, verbose: bool = False) -> StatusView:
         """Status: conditions, handlers, features."""
         self._require_ready()
-        return await server_status(self._heart, verbose=verbose)
+        view = await server_status(self._heart, verbose=verbose)
+        return replace(view, info={**view.info, **self.info}) if verbose else view
 
     # Images
 
@@ -268,6 +294,7 @@ def _sandbox_info(sandbox: Sandbox) -> dict[str, object]:
         "namespaces": list(record.namespaces),
         "network": dict(record.attachment.result) if record.attachment else {},
         "containers": list(sandbox.containers),
+        "limits": asdict(pod_resources(sandbox)),
         "explain": sandbox.explain.long(),
     }
 
@@ -286,5 +313,6 @@ def _container_info(container: Container) -> dict[str, object]:
             "tty": record.config.tty,
         },
         "rootfs": repr(container.rootfs) if container.rootfs else "",
+        "updateAnnotations": dict(record.update_annotations),
         "explain": container.explain.long(),
     }

@@ -18,11 +18,12 @@ class Background:
     def __init__(self) -> None:
         self._tasks: set[asyncio.Task[Any]] = set()
 
-    def spawn(self, name: str, work: Coroutine[Any, Any, object]) -> None:
-        """Run work on its own; an error is logged under the name."""
+    def spawn(self, name: str, work: Coroutine[Any, Any, object]) -> asyncio.Task[Any]:
+        """Run work on its own and return its task; an error is logged under the name."""
         task = asyncio.get_running_loop().create_task(work, name=name)
         self._tasks.add(task)
         task.add_done_callback(self._ended)
+        return task
 
     async def idle(self) -> None:
         """Return when nothing is left: for tests and for an orderly end."""

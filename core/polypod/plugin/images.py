@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from polypod.plugin.ids import ContainerId, Digest, ImageId
 from polypod.plugin.requests import Auth
@@ -89,6 +89,19 @@ class ImageStoreType:
     open: Callable[[ImageContext], Awaitable[ImageStore]]
     forms: tuple[RootfsForm, ...]
     unusable: str = ""
+
+
+@runtime_checkable
+class Reloadable(Protocol):
+    """An image store that takes a changed ``[images]`` table while it is open."""
+
+    def check(self, options: Mapping[str, object], /) -> None:
+        """Raise InvalidArgument if the table is wrong; change nothing."""
+        ...
+
+    def reload(self, options: Mapping[str, object], /) -> Sequence[str]:
+        """Take the whole table; return the changed keys that only a new start can bring into force."""
+        ...
 
 
 class ImageStore(Protocol):

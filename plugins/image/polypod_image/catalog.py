@@ -119,6 +119,12 @@ class Catalog:
         """Close the database."""
         self._db.close()
 
+    def pin(self, names: frozenset[str]) -> None:
+        """Show the images of these names as pinned, and no others."""
+        with self._writing:
+            self._pinned = names
+            self._show(self.images, self.names)
+
     def _read(self) -> None:
         images: dict[ImageId, StoredImage] = {}
         query = "SELECT id, seq, manifest, size, blobs, config, retired FROM images"

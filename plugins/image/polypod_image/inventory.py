@@ -87,7 +87,7 @@ class Inventory:
             check_filesystem(places.root)
             for each in places.work.iterdir():
                 trash.throw(each)
-            self.catalog = Catalog(places.catalog, pinned=_pinned(options.pinned))
+            self.catalog = Catalog(places.catalog, pinned=pinning_names(options.pinned))
         except BaseException:
             os.close(self._lock)
             raise
@@ -387,7 +387,7 @@ class Inventory:
                 self.catalog.retire(image.id)
 
 
-def _pinned(references: Sequence[str]) -> frozenset[str]:
+def pinning_names(references: Sequence[str]) -> frozenset[str]:
     """Return the names that pin an image, as the catalog has them; a short one may mean two."""
     return frozenset(
         with_digest(each, each.digest) if each.digest else each.tagged

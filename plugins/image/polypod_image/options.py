@@ -101,6 +101,18 @@ def parse(options: Mapping[str, object]) -> StoreOptions:
     )
 
 
+def changed_keys(before: StoreOptions, after: StoreOptions) -> list[str]:
+    """Return the keys of a changed table that the store reads at its opening alone."""
+    pairs = {
+        key: (getattr(before.limits, name), getattr(after.limits, name))
+        for key, name in _NUMBERS.items()
+    }
+    pairs["devices"] = (before.limits.devices, after.limits.devices)
+    for key in ("usage_interval_s", "unpackers"):
+        pairs[key] = (getattr(before, key), getattr(after, key))
+    return sorted(key for key, (old, new) in pairs.items() if old != new)
+
+
 def _number(options: Mapping[str, object], key: str) -> int:
     value = options[key]
     if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 1 << 63:

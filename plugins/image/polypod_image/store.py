@@ -10,9 +10,10 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import OrderedDict
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
@@ -25,8 +26,8 @@ from polypod_image.block import FSTYPE
 from polypod_image.catalog import Catalog, StoredImage
 from polypod_image.containers import ContainerDirectories, Holding
 from polypod_image.finding import find
-from polypod_image.inventory import Inventory, too_large
-from polypod_image.options import StoreOptions
+from polypod_image.inventory import Inventory, pinning_names, too_large
+from polypod_image.options import StoreOptions, changed_keys, parse
 from polypod_image.places import Places
 from polypod_image.references import Reference, parse_reference
 from polypod_image.sampling import Sampler
@@ -85,6 +86,24 @@ class ContentStore:
         self._catalog = self._inventory.catalog
         self._sampler.start()
         self._sync_behind()
+
+    def check(self, options: Mapping[str, object], /) -> None:
+        """Raise InvalidArgument if an ``[images]`` table is wrong."""
+        parse(options)
+
+    def reload(self, options: Mapping[str, object], /) -> Sequence[str]:
+        """Take a changed ``[images]`` table; return the changed keys that need a new start."""
+        wanted, before = parse(options), self._options
+        self._options = replace(
+            wanted,
+            limits=before.limits,
+            usage_interval_s=before.usage_interval_s,
+            unpackers=before.unpackers,
+        )
+        self._catalog.pin(pinning_names(wanted.pinned))
+        if self._puller is not None:
+            self._puller.reload(wanted.pulls)
+        return changed_keys(before, wanted)
 
     def _open(self) -> Inventory:
         self._places.make()

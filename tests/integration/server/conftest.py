@@ -30,6 +30,13 @@ class Server:
             self.process = subprocess.Popen(words, stdin=subprocess.DEVNULL, stderr=log)
         return self
 
+    def start_with(self, config):
+        """Start on a configuration file alone."""
+        words = [POLYPOD, "serve", "--listen", self.endpoint, *self.places, "--config", str(config)]
+        with self.log.open("ab") as log:
+            self.process = subprocess.Popen(words, stdin=subprocess.DEVNULL, stderr=log)
+        return self
+
     async def ready(self):
         async with CriClient(self.endpoint) as cri:
             await cri.wait_ready(20)

@@ -53,6 +53,11 @@ class Workshop:
         self.unpacking = ThreadPoolExecutor(max(2, os.cpu_count() or 2), "unpack")
         self.fetcher = Fetcher(inventory, self.writing, options.attempts)
 
+    def reload(self, options: PullOptions) -> None:
+        """Take other options for the pulls that begin from now on."""
+        self.options = options
+        self.fetcher = Fetcher(self.inventory, self.writing, options.attempts)
+
     def close(self) -> None:
         """End the threads; nothing is under way any more."""
         self.writing.shutdown()

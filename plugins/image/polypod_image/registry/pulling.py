@@ -66,6 +66,12 @@ class Puller:
         self._tasks: set[asyncio.Task[Image]] = set()
         self._closed = False
 
+    def reload(self, options: PullOptions) -> None:
+        """Take other options for the pulls that begin from now on."""
+        self._options = options
+        self._workshop.reload(options)
+        self._tokens = Tokens(options.realms)
+
     async def pull(
         self, reference: Reference, auth: Auth | None, progress: Progress | None
     ) -> Image:
