@@ -231,10 +231,46 @@ STATES = [
         lambda w: _named("Attach", w.running, tty=True), "INVALID_ARGUMENT", ("tty",)),
     Row("Attach: stdin to a container without", "Attach",
         lambda w: _named("Attach", w.running, stdin=True), "INVALID_ARGUMENT", ("stdin",)),
+    *(
+        Row(f"update: {what}", "UpdateContainerResources",
+            lambda w, more=more: _update(w.running, **more), "INVALID_ARGUMENT", words, _LIMITS)
+        for what, more, words in (
+            ("negative shares", {"cpu_shares": -1}, ("cpu_shares",)),
+            ("negative period", {"cpu_period": -1}, ("cpu_period",)),
+            ("period out of range", {"cpu_period": 5}, ("cpu_period",)),
+            ("quota out of range", {"cpu_quota": 5}, ("cpu_quota",)),
+            ("negative memory", {"memory_limit_in_bytes": -5}, ("memory_limit_in_bytes",)),
+            ("swap below memory",
+             {"memory_limit_in_bytes": 1 << 26, "memory_swap_limit_in_bytes": 1 << 25}, ("swap",)),
+            ("cpuset that is none", {"cpuset_cpus": "../0"}, ("cpuset_cpus",)),
+            ("NUL in the cpuset", {"cpuset_mems": "0\0"}, ("cpuset_mems", "NUL")),
+            ("score out of range", {"oom_score_adj": 2000}, ("oom_score_adj",)),
+            ("page size that is none",
+             {"hugepage_limits": [pb.HugepageLimit(page_size="x", limit=1)]}, ("hugepage_limits",)),
+        )
+    ),
+    Row("update: nothing", "UpdateContainerResources",
+        lambda _w: pb.UpdateContainerResourcesRequest(), "INVALID_ARGUMENT", ("container_id",)),
+    Row("update: unknown", "UpdateContainerResources",
+        lambda _w: _update(UNKNOWN, cpu_shares=5), "NOT_FOUND", (UNKNOWN,)),
+    Row("update: ended", "UpdateContainerResources", lambda w: _update(w.exited, cpu_shares=5),
+        "FAILED_PRECONDITION", ("exited",)),
+    Row("update: Windows", "UpdateContainerResources",
+        lambda w: pb.UpdateContainerResourcesRequest(
+            container_id=w.running, windows=pb.WindowsContainerResources()),
+        "INVALID_ARGUMENT", ("windows",)),
     Row("list: unknown state", "ListContainers",
         lambda _w: pb.ListContainersRequest(
             filter=pb.ContainerFilter(state=pb.ContainerStateValue(state=9))),
         "INVALID_ARGUMENT", ("filter.state",)),
 ]  # fmt: skip
+
+
+
+def _update(box: str, **limits) -> pb.UpdateContainerResourcesRequest:
+    return pb.UpdateContainerResourcesRequest(
+        container_id=box, linux=pb.LinuxContainerResources(**limits)
+    )
+
 
 ROWS = [*CREATE, *IDS, *STATES]

@@ -157,6 +157,23 @@ LISTS = [
         lambda _w: pb.ListPodSandboxRequest(
             filter=pb.PodSandboxFilter(state=pb.PodSandboxStateValue(state=9))),
         "INVALID_ARGUMENT", ("filter.state",)),
+    Row("resize: nothing", "UpdatePodSandboxResources",
+        lambda _w: pb.UpdatePodSandboxResourcesRequest(), "INVALID_ARGUMENT", ("pod_sandbox_id",)),
+    Row("resize: to nothing", "UpdatePodSandboxResources",
+        lambda w: pb.UpdatePodSandboxResourcesRequest(pod_sandbox_id=w.ready), "INVALID_ARGUMENT",
+        ("resources",)),
+    Row("resize: negative shares", "UpdatePodSandboxResources",
+        lambda w: pb.UpdatePodSandboxResourcesRequest(
+            pod_sandbox_id=w.ready, overhead=pb.LinuxContainerResources(cpu_shares=-1)),
+        "INVALID_ARGUMENT", ("overhead.cpu_shares",)),
+    Row("resize: unknown", "UpdatePodSandboxResources",
+        lambda _w: pb.UpdatePodSandboxResourcesRequest(
+            pod_sandbox_id=UNKNOWN, resources=pb.LinuxContainerResources(cpu_shares=5)),
+        "NOT_FOUND", (UNKNOWN,)),
+    Row("resize: stopped", "UpdatePodSandboxResources",
+        lambda w: pb.UpdatePodSandboxResourcesRequest(
+            pod_sandbox_id=w.stopped, resources=pb.LinuxContainerResources(cpu_shares=5)),
+        "FAILED_PRECONDITION", ("not ready",)),
     Row("config: ranges that are none", "UpdateRuntimeConfig",
         lambda _w: pb.UpdateRuntimeConfigRequest(runtime_config=pb.RuntimeConfig(
             network_config=pb.NetworkConfig(pod_cidr="10.0.0.0/8,nonsense"))),

@@ -39,7 +39,7 @@ class Subject:
     networked: bool = True
     """Whether its pods get addresses from core: always on the simulator, whose network is simulated."""
     programs: dict[str, list[str]] = field(default_factory=dict)
-    """What images cannot settle: how a program runs out of memory, or burns cpu."""
+    """What images cannot settle: how a program runs out of memory, burns cpu, or keeps 20 MB."""
 
     @property
     def simulated(self) -> bool:
@@ -61,10 +61,16 @@ class Subject:
 REAL = {
     "out_of_memory": ["sh", "-c", "tail /dev/zero"],
     "busy": ["sh", "-c", "while true; do :; done"],
+    "resident": [
+        "sh",
+        "-c",
+        "x=$(head -c 20000000 /dev/zero | tr '\\0' x); echo resident; sleep 1000; echo ${#x}",
+    ],
 }
 SIMULATED = {
     "out_of_memory": ["sh", "-c", "eat 100000000; sleep inf"],
     "busy": ["spin"],
+    "resident": ["sh", "-c", "eat 20000000; echo resident; sleep inf"],
 }
 _MARKS = [pytest.mark.needs_root, pytest.mark.needs_overlay, pytest.mark.needs_busybox]
 

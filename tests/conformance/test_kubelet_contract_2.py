@@ -147,11 +147,21 @@ async def test_list_of_stats_has_the_running_ones(pods: Pods, cri: CriClient):
 # 13
 
 
-@pytest.mark.parametrize("call", ["UpdateContainerResources", "UpdatePodSandboxResources"])
-async def test_f2_13_updates_say_properly_that_they_are_not_implemented(cri, call: str):
-    request = getattr(pb, f"{call}Request")()
-    with refused("UNIMPLEMENTED", "does not implement"):
-        await cri.call(cri.runtime, call, request)
+async def test_f2_13_updates_are_done_or_refused_with_the_feature(pods: Pods, cri, handler):
+    pod = await pods.run()
+    box = await pod.start()
+    limits = pb.LinuxContainerResources(cpu_shares=100)
+    calls = (
+        ("UpdateContainerResources", {"container_id": box, "linux": limits}),
+        ("UpdatePodSandboxResources", {"pod_sandbox_id": pod.id, "resources": limits}),
+    )
+    for call, fields in calls:
+        request = getattr(pb, f"{call}Request")(**fields)
+        if Feature.RESOURCES in handler.features:
+            await cri.call(cri.runtime, call, request)
+        else:
+            with refused("FAILED_PRECONDITION", Feature.RESOURCES):
+                await cri.call(cri.runtime, call, request)
 
 
 # 15

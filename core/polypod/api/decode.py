@@ -127,6 +127,26 @@ def container_config(message: pb.ContainerConfig) -> r.ContainerConfig:
     )
 
 
+def update_container(
+    request: pb.UpdateContainerResourcesRequest,
+) -> tuple[str, r.Resources, dict[str, str]]:
+    """Return whose limits change, to what, and the annotations of the change."""
+    container_id = object_id(request.container_id, "container_id")
+    if request.HasField("windows"):
+        raise InvalidArgument("windows is set: containers here are Linux ones")
+    wanted = resources(request.linux, "linux")
+    return container_id, wanted, values.pairs(request.annotations, "annotations")
+
+
+def update_sandbox(
+    request: pb.UpdatePodSandboxResourcesRequest,
+) -> tuple[str, r.Resources | None, r.Resources | None]:
+    """Return whose limits change, the overhead and the resources; None where there are none."""
+    sandbox_id = object_id(request.pod_sandbox_id, "pod_sandbox_id")
+    overhead = _optional_resources(request, "overhead", "overhead")
+    return sandbox_id, overhead, _optional_resources(request, "resources", "resources")
+
+
 def image_spec(message: pb.ImageSpec, field: str) -> r.ImageSpec:
     """Return an image spec.
 
@@ -342,7 +362,7 @@ def _cdi(name: str, index: int) -> str:
 
 
 def _optional_resources(
-    message: pb.LinuxPodSandboxConfig, name: str, field: str
+    message: pb.LinuxPodSandboxConfig | pb.UpdatePodSandboxResourcesRequest, name: str, field: str
 ) -> r.Resources | None:
     if not message.HasField(name):
         return None

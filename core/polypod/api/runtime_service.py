@@ -173,6 +173,24 @@ class RuntimeService(rpc.RuntimeServiceServicer):
         )
 
     @override
+    async def UpdateContainerResources(
+        self,
+        request: pb.UpdateContainerResourcesRequest,
+        context: Context,
+    ) -> pb.UpdateContainerResourcesResponse:
+        await self._heart.update_container(*decode.update_container(request))
+        return pb.UpdateContainerResourcesResponse()
+
+    @override
+    async def UpdatePodSandboxResources(
+        self,
+        request: pb.UpdatePodSandboxResourcesRequest,
+        context: Context,
+    ) -> pb.UpdatePodSandboxResourcesResponse:
+        await self._heart.update_sandbox(*decode.update_sandbox(request))
+        return pb.UpdatePodSandboxResourcesResponse()
+
+    @override
     async def ReopenContainerLog(
         self,
         request: pb.ReopenContainerLogRequest,

@@ -12,7 +12,6 @@ UNIMPLEMENTED: Final = frozenset(
     {
         "StreamPodSandboxes",
         "StreamContainers",
-        "UpdateContainerResources",
         "StreamContainerStats",
         "PodSandboxStats",
         "ListPodSandboxStats",
@@ -24,7 +23,6 @@ UNIMPLEMENTED: Final = frozenset(
         "ListMetricDescriptors",
         "ListPodSandboxMetrics",
         "StreamPodSandboxMetrics",
-        "UpdatePodSandboxResources",
         "StreamImages",
     }
 )

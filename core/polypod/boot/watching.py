@@ -8,7 +8,6 @@ from contextlib import AsyncExitStack
 
 from polypod.lifecycle.core import Core
 from polypod.lifecycle.views import Filter
-from polypod.plugin.errors import Unimplemented
 from polypod.plugin.ids import ContainerId, SandboxId
 from polypod.plugin.requests import Resources
 from polypod.registry import Registry
@@ -52,9 +51,8 @@ class Services:
         ]
 
     async def update(self, container_id: ContainerId, resources: Resources, /) -> None:
-        """Refuse, as UpdateContainerResources does."""
-        del resources
-        raise Unimplemented(f"container {container_id}: this server does not change limits yet")
+        """Change a container's limits."""
+        await self._core.update_container(container_id, resources)
 
     async def evict(self, sandbox_id: SandboxId, reason: str, /) -> None:
         """Stop a sandbox."""

@@ -11,6 +11,7 @@ import os
 import stat
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Final, TypeVar
 
@@ -24,6 +25,7 @@ from polypod.plugin.requests import (
     ContainerConfig,
     NamespaceMode,
     ProfileType,
+    Resources,
     SandboxConfig,
     SecurityProfile,
 )
@@ -44,6 +46,7 @@ from polypod.spec.sandbox_files import sandbox_files
 from polypod.spec.seccomp_default import default_profile, parse_profile
 from polypod.spec.signals import stop_signal
 from polypod.spec.sysctls import checked_sysctls
+from polypod.spec.updates import overlay
 from polypod.spec.users import MAX_DATABASE_BYTES, ResolvedUser, UserDatabase, resolve_user
 
 _A = TypeVar("_A")
@@ -90,6 +93,15 @@ class Assembler:
             node_hosts=self._host.text("hosts"),
             addresses=addresses,
         )
+
+    def limits(self, config: OciConfig, change: Resources, /) -> OciConfig:
+        """See `ConfigBuilder.limits`."""
+        linux, process = config.linux, config.process
+        wanted = overlay(linux.resources, oci_resources(change, self._host.cgroups))
+        if change.oom_score_adj:
+            score = oom_score(change, self._host.cgroups)
+            process = replace(process, oom_score_adj=score)
+        return replace(config, linux=replace(linux, resources=wanted), process=process)
 
     async def container(self, request: ConfigRequest, /) -> BuiltConfig:
         """See `ConfigBuilder.container`."""

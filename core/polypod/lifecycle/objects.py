@@ -28,6 +28,7 @@ class Sandbox:
         "directory",
         "explain",
         "handler",
+        "lock",
         "namespaces",
         "record",
         "stopping",
@@ -52,6 +53,8 @@ class Sandbox:
         self.explain = explain
         self.namespaces: SandboxNamespaces | None = None
         self.containers: dict[ContainerId, Container] = {}
+        self.lock = asyncio.Lock()
+        """Held while its limits are changed."""
         self.stopping = False
         """StopPodSandbox has begun: nothing is created or started in it any more."""
         self.delivered = False

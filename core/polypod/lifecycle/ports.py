@@ -16,7 +16,7 @@ from polypod.lifecycle.views import StreamChoice
 from polypod.plugin.ids import ContainerId, SandboxId
 from polypod.plugin.images import Image, ImageStore
 from polypod.plugin.oci import OciConfig
-from polypod.plugin.requests import ContainerConfig, SandboxConfig, SandboxRequest
+from polypod.plugin.requests import ContainerConfig, Resources, SandboxConfig, SandboxRequest
 from polypod.plugin.runtime import SandboxSpec
 from polypod.plugin.services import ExitStatus, Stdio
 
@@ -275,6 +275,15 @@ class ConfigBuilder(Protocol):
 
         Raises:
             InvalidArgument: a value would break out of its line (E18).
+        """
+        ...
+
+    def limits(self, config: OciConfig, change: Resources, /) -> OciConfig:
+        """Return a container's config after an update of its limits; what is not set stays.
+
+        Raises:
+            InvalidArgument: a value is out of range.
+            Unsupported: this host has no controller for it.
         """
         ...
 

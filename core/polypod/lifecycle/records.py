@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from polypod.lifecycle.views import ContainerState, SandboxState
 from polypod.plugin.ids import ContainerId, ImageId, SandboxId
@@ -30,6 +31,9 @@ class SandboxRecord:
     networked: bool = False
     """It has, or may have, a lease: detach before it is gone. Set before attach is tried."""
     attachment: Attachment | None = None
+    resources: Resources | None = None
+    """Of the last UpdatePodSandboxResources; None = those of ``config``. So with ``overhead``."""
+    overhead: Resources | None = None
     torn_down: bool = False
     """StopPodSandbox has given everything back."""
     message: str = ""
@@ -56,6 +60,8 @@ class ContainerRecord:
     reason: str = ""
     message: str = ""
     resources: Resources | None = None
+    update_annotations: Mapping[str, str] = field(default_factory=dict)
+    """Of all updates of its limits, later ones first."""
     user: tuple[int, int, tuple[int, ...]] | None = None
     pid: int | None = None
     signalled: bool = False

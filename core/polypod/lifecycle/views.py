@@ -186,6 +186,16 @@ class Lifecycle(Protocol):
         self, container_id: str, /, *, verbose: bool = False
     ) -> ContainerView: ...
     async def list_containers(self, filter_: Filter, /) -> Sequence[ContainerView]: ...
+    async def update_container(
+        self,
+        container_id: str,
+        resources: Resources,
+        annotations: Mapping[str, str] | None = None,
+        /,
+    ) -> None: ...
+    async def update_sandbox(
+        self, sandbox_id: str, overhead: Resources | None, resources: Resources | None, /
+    ) -> None: ...
     async def exec_sync(
         self, container_id: str, command: Sequence[str], timeout_s: float, /
     ) -> ExecResult: ...

@@ -249,6 +249,30 @@ class Narrowed(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
+class PodResources:
+    """What a whole pod may take, as UpdatePodSandboxResources tells it."""
+
+    resources: Resources | None = None
+    """The sum of its containers' limits."""
+    overhead: Resources | None = None
+    """What running the pod costs beside them."""
+
+
+@runtime_checkable
+class Resizable(Protocol):
+    """Optional: change what a whole sandbox may take while it runs."""
+
+    async def resize(self, sandbox_id: SandboxId, limits: PodResources, /) -> None:
+        """Set the sandbox's own limits to the sum of both, all or none; 0 leaves a limit as it is.
+
+        Raises:
+            NotFound: no such sandbox.
+            BackendError: the host refused; the old limits hold.
+        """
+        ...
+
+
+@dataclass(frozen=True, slots=True)
 class ExecSpec:
     """An extra process in a running container."""
 

@@ -31,6 +31,7 @@ from polypod.plugin.runtime import (
     ExecSpec,
     Feature,
     Inventory,
+    PodResources,
     RuntimeBackend,
     RuntimeContext,
     RuntimeType,
@@ -54,7 +55,7 @@ FEATURES = frozenset(Feature) - {
 
 
 class SimulatorBackend:
-    """Implements `RuntimeBackend`, `Execs` and `StatsSource` over a `World`."""
+    """Implements `RuntimeBackend`, `Execs`, `Resizable` and `StatsSource` over a `World`."""
 
     def __init__(self, world: World) -> None:
         self.world = world
@@ -117,10 +118,19 @@ class SimulatorBackend:
         container = self.world.container(container_id)
         if container.group is None or container.state is BackendState.STOPPED:
             raise FailedPrecondition(f"container {container_id} is stopped: it has no limits")
-        if resources.memory_limit_in_bytes < 0:
-            raise InvalidArgument(f"container {container_id}: a memory limit below zero")
-        if resources.memory_limit_in_bytes:
-            container.group.memory_limit_bytes = resources.memory_limit_in_bytes
+        limit = resources.memory_limit_in_bytes
+        if 0 < limit < container.group.memory_bytes:
+            raise FailedPrecondition(
+                f"container {container_id}: {container.group.memory_bytes} bytes are in use, so memory "
+                f"cannot be limited to {limit}"
+            )
+        if limit:
+            container.group.memory_limit_bytes = max(limit, 0)
+
+    async def resize(self, sandbox_id: SandboxId, limits: PodResources, /) -> None:
+        """Note what the whole sandbox may take; nothing simulated exceeds it."""
+        await self._begin("resize")
+        self.world.sandbox(sandbox_id).limits = limits
 
     async def status(self, container_id: ContainerId, /) -> BackendStatus:
         """Return the state."""

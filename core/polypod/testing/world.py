@@ -24,6 +24,7 @@ from polypod.plugin.runtime import (
     BackendStatus,
     ContainerExited,
     ContainerSpec,
+    PodResources,
     SandboxDied,
     SandboxSpec,
 )
@@ -44,6 +45,7 @@ class SimSandbox:
     hostname: str = ""
     healthy: bool = True
     stopped: bool = False
+    limits: PodResources | None = None
 
 
 @dataclass(slots=True)

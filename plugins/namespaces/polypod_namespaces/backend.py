@@ -32,6 +32,7 @@ from polypod.plugin.runtime import (
     ContainerUsage,
     ExecSpec,
     Inventory,
+    PodResources,
     RuntimeContext,
     SandboxDied,
     SandboxSpec,
@@ -43,6 +44,7 @@ from polypod.plugin.services import (
     SandboxNamespaces,
     Session,
 )
+from polypod.spec.updates import pod_total
 from polypod_namespaces.inventory import Container, Sandbox, SandboxFiles
 from polypod_namespaces.launching import Launches
 
@@ -71,7 +73,7 @@ async def open_backend(context: RuntimeContext) -> NamespacesBackend:
 
 
 class NamespacesBackend:
-    """Implements `RuntimeBackend`, `Execs` and `StatsSource`."""
+    """Implements `RuntimeBackend`, `Execs`, `Resizable` and `StatsSource`."""
 
     def __init__(self, context: RuntimeContext) -> None:
         self._handler = context.handler
@@ -135,6 +137,14 @@ class NamespacesBackend:
             await self.delete(container.id)
         await self._run(self._unmake_sandbox, sandbox)
         self._sandboxes.pop(sandbox_id, None)
+
+    async def resize(self, sandbox_id: SandboxId, limits: PodResources, /) -> None:
+        """See `Resizable.resize`."""
+        sandbox = self._sandboxes.get(sandbox_id)
+        if sandbox is None:
+            raise NotFound(f"sandbox {sandbox_id}: not in handler {self._handler!r}")
+        total = pod_total(limits.resources, limits.overhead)
+        await self._run(self._launches.update, sandbox.cgroup, total)
 
     # Containers
 

@@ -6,10 +6,10 @@ Everything here blocks and runs in a thread.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Final
 
-from polypod.backend import devicefilter
+from polypod.backend import devicefilter, limits
 from polypod.backend.cgroups import Cgroups
 from polypod.backend.descriptors import Descriptors
 from polypod.backend.mounts import (
@@ -32,7 +32,6 @@ from polypod.spec.compile import (
     compile_container,
     compile_exec,
 )
-from polypod.spec.resources import CgroupFacts, oci_resources
 from polypod_namespaces.inventory import Container
 
 _JOINABLE: Final = frozenset(["network", "ipc", "uts", "pid", "cgroup", "mount"])
@@ -45,9 +44,7 @@ class Launches:
         self._cgroups = cgroups
         self._view = _cgroup_view(cgroups)
         self._shm = SharedMemory()
-        self._facts = CgroupFacts(
-            version=cgroups.version, swap_accounting=cgroups.has_swap_accounting()
-        )
+        self._swap = cgroups.has_swap_accounting()
 
     def prepare(self, spec: ContainerSpec, descriptors: Descriptors, target: int) -> Plan:
         """Make the cgroup, open everything, compile.
@@ -92,16 +89,10 @@ class Launches:
             )
         return tuple(descriptors.take(fd) for fd in self._cgroups.join_descriptors(path))
 
-    def _files(
-        self, resources: OciResources, current_memory: int | None = None
-    ) -> Mapping[str, list[tuple[str, str]]]:
+    def _files(self, resources: OciResources) -> Mapping[str, list[tuple[str, str]]]:
         if self._cgroups.version == 1:
-            return v1_files(
-                resources,
-                current_memory=current_memory,
-                swap_accounting=self._facts.swap_accounting,
-            )
-        return {"": v2_files(resources, current_memory=current_memory)}
+            return v1_files(resources, swap_accounting=self._swap)
+        return {"": v2_files(resources)}
 
     def prepare_exec(
         self, spec: ExecSpec, container: Container, group: str, descriptors: Descriptors
@@ -123,16 +114,11 @@ class Launches:
         """Change limits, all or none.
 
         Raises:
-            BackendError: the kernel refused one; the old values are back.
+            PolypodError: see `limits.update`; the old values hold.
         """
-        current = self._cgroups.memory_limit(path)
-        files = self._files(oci_resources(resources, self._facts), current)
-        before = self._cgroups.read(path, files)
-        try:
-            self._cgroups.apply(path, files)
-        except BackendError:
-            self._cgroups.apply(path, before)
-            raise
+        limits.update(self._cgroups, path, resources)
+        if resources.oom_score_adj:
+            set_scores(self._cgroups.processes(path), resources.oom_score_adj)
 
     @staticmethod
     def executes(pid: int) -> bool:
@@ -141,6 +127,18 @@ class Launches:
             return os.readlink(f"/proc/{pid}/exe") != os.path.realpath("/proc/self/exe")
         except OSError:
             return True
+
+
+def set_scores(pids: Iterable[int], score: int) -> None:
+    """Set ``oom_score_adj`` of processes that live, as far as we may lower it (CAP_SYS_RESOURCE)."""
+    for pid in pids:
+        try:
+            with open(f"/proc/{pid}/oom_score_adj", "w") as file:
+                file.write(str(score))
+        except PermissionError:
+            return  # what the host does not allow for one it allows for none of them
+        except OSError:
+            continue  # it has ended
 
 
 def _namespaces(spec: ContainerSpec, descriptors: Descriptors, target: int) -> dict[str, str]:

@@ -43,6 +43,7 @@ _SINGLE = (
     "polypod.plugin.runtime",
     "polypod.backend.cgroups",
     "polypod.backend.devicefilter",
+    "polypod.backend.limits",
     "polypod.backend.usage",
 )
 """Modules whose packages' own ``__init__`` would load far more than they need."""

@@ -359,14 +359,11 @@ class Bridge:
 
     def update(self, message: Message, _answer: Answer) -> Message:
         """Change limits, all or none."""
+        from polypod.backend import limits
+
         cgroup = self._known(str(message["process"])).cgroup
         files = {"": [tuple(each) for each in message["limits"]]}
-        before = self.cgroups.read(cgroup, files)
-        try:
-            self.cgroups.apply(cgroup, files)
-        except Exception:
-            self.cgroups.apply(cgroup, before)
-            raise
+        limits.change(self.cgroups, cgroup, files)
         return {}
 
     def stats(self, message: Message, _answer: Answer) -> Message:

@@ -36,6 +36,8 @@ from polypod.plugin.runtime import (
     SandboxDied,
 )
 from polypod.plugin.services import ExitStatus, SandboxNamespaces, Stdio
+from polypod.spec.resources import CgroupFacts, oci_resources
+from polypod.spec.updates import overlay
 from polypod.store.database import Database
 from polypod.testing.fake_urls import FakeUrls
 
@@ -116,6 +118,7 @@ class World:
         self.ignores_signals: set[str] = set()
         self.signals: list[tuple[str, int]] = []
         self.specs: dict[str, object] = {}
+        self.limits: dict[str, object] = {}
 
     def nothing_left(self) -> bool:
         return not (
@@ -314,7 +317,12 @@ class FakeBackend:
         self.world.containers.pop(container_id, None)
 
     async def update(self, container_id, resources, /):
-        return None
+        await self.world.faults.pass_("update")
+        self.world.limits[container_id] = resources
+
+    async def resize(self, sandbox_id, limits, /):
+        await self.world.faults.pass_("resize")
+        self.world.limits[sandbox_id] = limits
 
     async def status(self, container_id, /):
         if container_id not in self.world.containers:
@@ -430,6 +438,12 @@ class FakeBuilder:
         if "/" in config.hostname:
             raise InvalidArgument(f"hostname {config.hostname!r}")
         return {"hostname": config.hostname + "\n", "hosts": " ".join(addresses)}
+
+    def limits(self, config, change, /):
+        if change.cpu_shares < 0:
+            raise InvalidArgument("negative cpu_shares")
+        resources = overlay(config.linux.resources, oci_resources(change, CgroupFacts()))
+        return replace(config, linux=replace(config.linux, resources=resources))
 
     async def container(self, request, /):
         config = request.config
