@@ -11,7 +11,7 @@ import logging
 import os
 import socket
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -78,8 +78,9 @@ class ApiServer:
                 ("grpc.so_reuseport", 0),
             ),
         )
-        rpc.add_RuntimeServiceServicer_to_server(RuntimeService(self._lifecycle), server)  # type: ignore[no-untyped-call]
-        rpc.add_ImageServiceServicer_to_server(ImageService(self._lifecycle), server)  # type: ignore[no-untyped-call]
+        methods = _ByName(server)
+        rpc.add_RuntimeServiceServicer_to_server(RuntimeService(self._lifecycle), methods)  # type: ignore[no-untyped-call]
+        rpc.add_ImageServiceServicer_to_server(ImageService(self._lifecycle), methods)  # type: ignore[no-untyped-call]
         # The socket is born with the umask's mode: nobody may connect before the chmod.
         before = os.umask(0o177)
         try:
@@ -110,6 +111,24 @@ class ApiServer:
                 self.path.unlink()
         except FileNotFoundError:
             pass  # grpc removes its own socket in some versions
+
+
+class _ByName:
+    """Takes handlers for a server that looks methods up by their names.
+
+    For each *registered* method grpc.aio keeps a waiting task, and twice in every call it waits for all
+    of them together: with CRI's methods that is a quarter of what a call costs.
+    """
+
+    def __init__(self, server: grpc.aio.Server) -> None:
+        self._server = server
+
+    def add_generic_rpc_handlers(self, handlers: Sequence[grpc.GenericRpcHandler]) -> None:
+        """Pass on."""
+        self._server.add_generic_rpc_handlers(handlers)
+
+    def add_registered_method_handlers(self, _service: str, _handlers: object) -> None:
+        """Leave out; the generic handlers have the same methods."""
 
 
 async def serve(
