@@ -7,7 +7,7 @@ Spec:
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from polypod.backend.cgroups import Cgroups
 from polypod.plugin.errors import BackendError, FailedPrecondition
@@ -76,3 +76,15 @@ def _refuse_below_usage(cgroups: Cgroups, path: str, files: Files) -> None:
             f"cgroup {path}: {used - cached} bytes are in use and cannot be given back, so memory cannot "
             f"be limited to {limit}: the container would be killed"
         )
+
+
+def set_scores(pids: Iterable[int], score: int) -> None:
+    """Set ``oom_score_adj`` of processes that live, as far as we may lower it (CAP_SYS_RESOURCE)."""
+    for pid in pids:
+        try:
+            with open(f"/proc/{pid}/oom_score_adj", "w") as file:
+                file.write(str(score))
+        except PermissionError:
+            return  # what the host does not allow for one it allows for none of them
+        except OSError:
+            continue  # it has ended

@@ -104,7 +104,6 @@ class Updating:
                 update_annotations={**record.update_annotations, **annotations},
             )
             undo.commit()
-        await heart.failpoints.hit("container.updated")
 
     async def sandbox(
         self, sandbox_id: str, overhead: Resources | None, resources: Resources | None

@@ -6,7 +6,7 @@ Everything here blocks and runs in a thread.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Final
 
 from polypod.backend import devicefilter, limits
@@ -118,7 +118,7 @@ class Launches:
         """
         limits.update(self._cgroups, path, resources)
         if resources.oom_score_adj:
-            set_scores(self._cgroups.processes(path), resources.oom_score_adj)
+            limits.set_scores(self._cgroups.processes(path), resources.oom_score_adj)
 
     @staticmethod
     def executes(pid: int) -> bool:
@@ -127,18 +127,6 @@ class Launches:
             return os.readlink(f"/proc/{pid}/exe") != os.path.realpath("/proc/self/exe")
         except OSError:
             return True
-
-
-def set_scores(pids: Iterable[int], score: int) -> None:
-    """Set ``oom_score_adj`` of processes that live, as far as we may lower it (CAP_SYS_RESOURCE)."""
-    for pid in pids:
-        try:
-            with open(f"/proc/{pid}/oom_score_adj", "w") as file:
-                file.write(str(score))
-        except PermissionError:
-            return  # what the host does not allow for one it allows for none of them
-        except OSError:
-            continue  # it has ended
 
 
 def _namespaces(spec: ContainerSpec, descriptors: Descriptors, target: int) -> dict[str, str]:

@@ -7,6 +7,7 @@ import pytest
 from polypod.lifecycle.failpoints import POINTS
 from polypod.lifecycle.views import ContainerState, Filter, SandboxState
 from polypod.plugin.errors import AlreadyExists, BackendError
+from polypod.plugin.requests import Resources
 
 
 async def settle():
@@ -177,9 +178,11 @@ async def one_life(bench):
 
     sandbox = await attempt(core.run_sandbox(bench.sandbox_config(), ""))
     if sandbox is not None:
+        await attempt(core.update_sandbox(sandbox, None, Resources(cpu_shares=7)))
         config = bench.container_config()
         container = await attempt(core.create_container(sandbox, config, None))
         if container is not None:
+            await attempt(core.update_container(container, Resources(cpu_shares=7)))
             await attempt(core.start_container(container))
             await attempt(core.stop_container(container, 5))
             await attempt(core.remove_container(container))
