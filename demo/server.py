@@ -56,7 +56,7 @@ class OwnServer:
             return ["handlers.sim.type=simulator", "server.default_handler=sim"]
         return [
             f"server.cgroup_parent={self.cgroup_parent}",
-            f"server.state_files={self.place}/state-files",
+            f"server.state_files={self.state}/state-files",
             f"network.subnets={self._subnets}",
         ]
 

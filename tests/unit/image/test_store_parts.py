@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
+import sys
 import threading
 from pathlib import Path
 
 import pytest
 
 from polypod.plugin.errors import InvalidArgument
-from polypod_image import jsondoc
+from polypod_image import containers, jsondoc
 from polypod_image.blobs import Blobs
 from polypod_image.catalog import DIGEST, TAG, Catalog, LayerRow, StoredImage
 from polypod_image.digests import digest_of
@@ -311,3 +313,27 @@ def test_documents_are_typed(read):
     )
     with pytest.raises(InvalidArgument, match="it: "):
         read(doc)
+
+
+def test_directories_of_containers_are_spread_where_the_file_system_takes_the_hint(tmp_path):
+    containers.spread(tmp_path)
+    containers.spread(tmp_path)  # a store that is opened again
+    (tmp_path / "one").mkdir()
+    flags = bytearray(4)
+    descriptor = os.open(tmp_path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.ioctl(descriptor, 0x80086601, flags)
+    except OSError as error:
+        pytest.skip(f"this file system has no such flags: {error}")
+    finally:
+        os.close(descriptor)
+    takes_it = _file_system(tmp_path) in {"ext4", "ext3"}
+    assert bool(int.from_bytes(flags, sys.byteorder) & 0x20000) == takes_it
+
+
+def _file_system(path):
+    """The type of the file system that a path lies on."""
+    mounts = [line.split() for line in Path("/proc/self/mounts").read_text().splitlines()]
+    places = [(where, kind) for _source, where, kind, *_rest in mounts]
+    found = [each for each in places if path.is_relative_to(each[0])]
+    return max(found, key=lambda each: len(each[0]))[1]
