@@ -1,7 +1,8 @@
-"""The cgroup writer: makes, limits, reads and removes cgroups below our own parent.
+"""cgroups: made, limited, joined, read, ended and removed, below a parent of our own.
 
 Which values go into which files is decided by ``polypod.spec.cgroup`` (pure); this module only does
-what it says, on cgroup v1 with a mount per controller, on hybrid hosts, and on v2.
+what it says, on cgroup v1 with a mount per controller, on hybrid hosts, and on v2. Its methods take paths
+relative to each hierarchy's root, such as ``/polypod/x``; they block, for microseconds where nothing is amiss.
 
 Spec:
     Documentation/admin-guide/cgroup-v1 and cgroup-v2.rst.
@@ -12,9 +13,10 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import signal as signals
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from polypod.plugin.errors import BackendError, InvalidArgument
@@ -34,6 +36,24 @@ class Hierarchies:
     """v1: controller → mount. v2: every controller → the one mount."""
     mounts: tuple[Path, ...]
     """Each hierarchy once, in the order in which a process joins them."""
+    unified: Path | None = None
+    """Where cgroup v2 is mounted, on hybrid hosts too."""
+
+    @property
+    def tracking(self) -> Path:
+        """The one hierarchy in which processes are looked for."""
+        return self.controllers.get("pids") or self.controllers.get("memory") or self.mounts[0]
+
+    def with_unified(self) -> Hierarchies:
+        """Return these and, on a hybrid host, the unified one: some programs use both."""
+        return replace(
+            self, mounts=tuple(dict.fromkeys((*self.mounts, self.unified or self.mounts[0])))
+        )
+
+    def only_tracking(self) -> Hierarchies:
+        """Return the one hierarchy that it takes to know who belongs to a cgroup."""
+        found = {name: mount for name, mount in self.controllers.items() if mount == self.tracking}
+        return replace(self, controllers=found, mounts=(self.tracking,))
 
 
 def discover(mountinfo: str | None = None) -> Hierarchies:
@@ -58,12 +78,12 @@ def discover(mountinfo: str | None = None) -> Hierarchies:
             for name in _controllers_of(options):
                 first.setdefault(name, mount)
     if first:
-        return Hierarchies(1, first, tuple(dict.fromkeys(first.values())))
+        return Hierarchies(1, first, tuple(dict.fromkeys(first.values())), unified)
     if unified is None:
         msg = "no cgroup file system is mounted below /sys/fs/cgroup: mount one, see polypod doctor"
         raise BackendError(msg)
     names = _read_or_empty(unified / "cgroup.controllers").split()
-    return Hierarchies(2, dict.fromkeys(names, unified), (unified,))
+    return Hierarchies(2, dict.fromkeys(names, unified), (unified,), unified)
 
 
 _KUBELET_MANAGES = ("cpu", "cpuacct", "cpuset", "memory", "pids", "hugetlb", "name=systemd")
@@ -93,11 +113,12 @@ def _controllers_of(options: str) -> list[str]:
 
 
 class Cgroups:
-    """The cgroups of one backend. Paths are relative to each hierarchy's root, such as ``/polypod/x``."""
+    """The cgroups of one backend, in the hierarchies that it was given."""
 
     def __init__(self, hierarchies: Hierarchies) -> None:
         self.hierarchies = hierarchies
         self.version = hierarchies.version
+        self.tracking = hierarchies.tracking
 
     def create(self, path: str) -> list[str]:
         """Make a cgroup in every hierarchy; return the directories that had to be made, outermost first."""
@@ -111,6 +132,21 @@ class Cgroups:
             msg = f"cgroup {path}: {error}"
             raise BackendError(msg) from error
         return made
+
+    def create_child(self, path: str) -> None:
+        """Make a cgroup wherever somebody else has made its parent.
+
+        Raises:
+            BackendError: the kernel refused.
+        """
+        relative = _checked_path(path)
+        try:
+            for mount in self.hierarchies.mounts:
+                if os.path.isdir(os.path.dirname(f"{mount}/{relative}")):
+                    self._make(mount, relative)
+        except OSError as error:
+            msg = f"cgroup {path}: {error}"
+            raise BackendError(msg) from error
 
     def apply(self, path: str, files: Mapping[str, Sequence[tuple[str, str]]]) -> None:
         """Write limits, in the order given.
@@ -157,7 +193,7 @@ class Cgroups:
         processes beside the parent's.
         """
         relative, below = _checked_path(path), _checked_path(child)
-        chosen = self._any_mount()
+        chosen = self.tracking
         name = "tasks" if self.version == 1 else "cgroup.procs"
         opened: list[int] = []
         try:
@@ -187,7 +223,7 @@ class Cgroups:
 
     def processes(self, path: str) -> list[int]:
         """Return the pids in a cgroup and in those below it."""
-        mount = self._any_mount()
+        mount = self.tracking
         found: list[int] = []
         for directory in _walk(mount / _checked_path(path)):
             found += [int(line) for line in _read_or_empty(directory / "cgroup.procs").split()]
@@ -195,12 +231,12 @@ class Cgroups:
 
     def exists(self, path: str) -> bool:
         """Tell whether the cgroup is there."""
-        return (self._any_mount() / _checked_path(path)).is_dir()
+        return (self.tracking / _checked_path(path)).is_dir()
 
     def kill(self, path: str, signal: int) -> None:
         """Signal every process of a cgroup until none is left that was not signalled."""
-        directory = self._any_mount() / _checked_path(path)
-        if self.version == 2 and signal == 9 and (directory / "cgroup.kill").exists():
+        directory = self.tracking / _checked_path(path)
+        if self.version == 2 and signal == signals.SIGKILL and (directory / "cgroup.kill").exists():
             _write(directory / "cgroup.kill", "1", path)
             return
         seen: set[int] = set()
@@ -211,6 +247,15 @@ class Cgroups:
             for pid in fresh:
                 seen.add(pid)
                 _signal(pid, signal)
+
+    def end(self, path: str) -> None:
+        """Kill every process of a cgroup and remove it; a gone one is fine.
+
+        Raises:
+            BackendError: a process cannot be ended.
+        """
+        self.kill(path, signals.SIGKILL)
+        self.remove(path)
 
     def remove(self, path: str) -> None:
         """Remove a cgroup and those below it in every hierarchy; gone ones are fine.
@@ -262,17 +307,18 @@ class Cgroups:
         return self.version == 2 or bool(mount and (mount / "memory.memsw.limit_in_bytes").exists())
 
     def oom_kills(self, path: str) -> int:
-        """Return how often the kernel killed for memory in this cgroup."""
+        """Return how often the kernel killed for memory in this cgroup and those below it."""
         relative = _checked_path(path)
         if self.version == 2:
-            return _field(self._any_mount() / relative / "memory.events", "oom_kill")
+            return _field(self.tracking / relative / "memory.events", "oom_kill")
         memory = self.hierarchies.controllers.get("memory")
-        return _field(memory / relative / "memory.oom_control", "oom_kill") if memory else 0
+        below = _walk(memory / relative) if memory else ()
+        return sum(_field(each / "memory.oom_control", "oom_kill") for each in below)
 
     def children(self, path: str) -> list[str]:
         """Return the names of the cgroups directly below."""
         try:
-            with os.scandir(self._any_mount() / _checked_path(path)) as entries:
+            with os.scandir(self.tracking / _checked_path(path)) as entries:
                 return sorted(item.name for item in entries if item.is_dir(follow_symlinks=False))
         except FileNotFoundError:
             return []
@@ -281,10 +327,6 @@ class Cgroups:
         """Return a controller's directory of the cgroup; None where the host lacks the controller."""
         mount = self.hierarchies.controllers.get(controller)
         return mount / _checked_path(path) if mount is not None else None
-
-    def _any_mount(self) -> Path:
-        controllers = self.hierarchies.controllers
-        return controllers.get("pids") or controllers.get("memory") or self.hierarchies.mounts[0]
 
     def _mount_of(self, controller: str, writes: Sequence[tuple[str, str]]) -> Path:
         if self.version == 2:

@@ -49,6 +49,37 @@ def open_rootfs(rootfs: Rootfs) -> int:
         raise BackendError(f"root file system: {error.strerror}") from error
 
 
+def mount_rootfs(rootfs: Rootfs, target: Path) -> None:
+    """Mount a container's root on a directory of the host, for a program that takes a path.
+
+    Raises:
+        BackendError: the kernel refused.
+        Unsupported: another form.
+    """
+    fd = open_rootfs(rootfs)
+    try:
+        mountapi.move_mount(fd, str(target))
+        # Below a shared mount it becomes shared, and unmounting it would depend on who else shares it.
+        mountapi.mount_setattr(fd, propagation=MS_PRIVATE)
+    except OSError as error:
+        raise BackendError(f"root file system {target}: {error.strerror}") from error
+    finally:
+        os.close(fd)
+
+
+def unmount(target: Path) -> None:
+    """Unmount what `mount_rootfs` or `SharedMemory` mounted; what is not mounted, or not there, is fine.
+
+    Raises:
+        BackendError: the kernel refused.
+    """
+    try:
+        mountapi.unmount(str(target))
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOENT):
+            raise BackendError(f"unmount {target}: {error.strerror}") from error
+
+
 def _open_overlay(rootfs: OverlayRootfs) -> int:
     options: list[tuple[str, str | None]] = [("source", "polypod")]
     options += [("lowerdir+", str(path)) for path in rootfs.lowers]
@@ -105,13 +136,10 @@ def open_binds(mounts: Iterable[OciMount], descriptors: Descriptors) -> dict[str
     Raises:
         BackendError: a source is gone, or its propagation is not what the mount needs.
     """
+    mounts = tuple(mounts)
+    check_propagation(mounts)
     found: dict[str, MountSource] = {}
-    table: Mapping[int, str] | None = None
     for mount in mounts:
-        options = parse_mount_options(mount.options, mount.destination)
-        if options.propagation in (MS_SHARED, MS_SLAVE):
-            table = table if table is not None else propagation_table()
-            _check_propagation(mount, options.propagation, table)
         fd, is_directory = _open_bind(mount)
         found[mount.destination] = MountSource(descriptors.take(fd), is_directory)
     return found
@@ -142,6 +170,25 @@ def _open_bind(mount: OciMount) -> tuple[int, bool]:
         raise BackendError(f"mount {mount.destination}: {error.strerror}") from error
 
 
+def check_propagation(mounts: Iterable[OciMount], mountinfo: str | None = None) -> None:
+    """Refuse bind mounts through which nothing could propagate: on a private mount the kernel would be silent.
+
+    Args:
+        mounts: bind mounts.
+        mountinfo: the text of ``/proc/self/mountinfo``, for tests.
+
+    Raises:
+        InvalidArgument: a source lies on such a mount.
+        BackendError: a source is gone.
+    """
+    table: Mapping[int, str] | None = None
+    for mount in mounts:
+        options = parse_mount_options(mount.options, mount.destination)
+        if options.propagation in (MS_SHARED, MS_SLAVE):
+            table = table if table is not None else propagation_table(mountinfo)
+            _check_propagation(mount, options.propagation, table)
+
+
 def propagation_table(mountinfo: str | None = None) -> dict[int, str]:
     """Return mount id → the optional fields that tell its propagation (``shared:1 master:2``)."""
     text = Path("/proc/self/mountinfo").read_text() if mountinfo is None else mountinfo
@@ -168,7 +215,10 @@ def _check_propagation(mount: OciMount, wanted: int, table: Mapping[int, str]) -
 
 
 def _mount_id(path: str) -> int:
-    fd = os.open(path, os.O_PATH | os.O_CLOEXEC)
+    try:
+        fd = os.open(path, os.O_PATH | os.O_CLOEXEC)
+    except OSError as error:
+        raise BackendError(f"{path}: {error.strerror}") from error
     try:
         for line in Path(f"/proc/self/fdinfo/{fd}").read_text().splitlines():
             if line.startswith("mnt_id:"):
@@ -203,12 +253,3 @@ class SharedMemory:
             mountapi.move_mount(fd, str(directory))
         finally:
             os.close(fd)
-
-    @staticmethod
-    def remove(directory: Path) -> None:
-        """Unmount it; a missing one is fine."""
-        try:
-            mountapi.unmount(str(directory))
-        except OSError as error:
-            if error.errno not in (errno.EINVAL, errno.ENOENT):
-                raise BackendError(f"{directory}: {error.strerror}") from error

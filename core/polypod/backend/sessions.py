@@ -1,4 +1,4 @@
-"""A running exec: its end, its signals, its terminal's size."""
+"""An extra process in a container: its launch, its end, its signals, its terminal's size."""
 
 from __future__ import annotations
 
@@ -12,25 +12,103 @@ import struct
 import termios
 
 from polypod.backend.cgroups import Cgroups
-from polypod.plugin.errors import FailedPrecondition, NotFound, Unavailable
-from polypod.plugin.services import ExitStatus, Launched, Supervisor
+from polypod.backend.containers import Container
+from polypod.backend.descriptors import Descriptors
+from polypod.plugin import (
+    BackendError,
+    ExecSpec,
+    ExitStatus,
+    FailedPrecondition,
+    Launched,
+    NotFound,
+    ProcessId,
+    Supervisor,
+    Unavailable,
+)
+from polypod.plugin.oci import Seccomp
+from polypod.spec.compile import ExecSources, compile_exec
 
 # linux/major.h: the peers of pseudo-terminals.
 _TERMINALS = range(136, 144)
 
 
+def exec_group(container: Container, spec: ExecSpec) -> str:
+    """Return the cgroup of an exec: a child of its container's, by which it can be ended apart."""
+    return f"{container.cgroup}/exec-{spec.id[:16]}"
+
+
+async def launch_exec(
+    supervisor: Supervisor,
+    cgroups: Cgroups,
+    container: Container,
+    spec: ExecSpec,
+    /,
+    *,
+    handler: str,
+    kinds: tuple[str, ...],
+    seccomp: Seccomp | None,
+) -> ExecSession:
+    """Run an extra process by a launch plan of its own.
+
+    The files that it takes are a few small ones, so all of it is done on the loop.
+
+    Args:
+        supervisor: that launches it.
+        cgroups: in which the container is.
+        container: a living one, whose pidfd is known.
+        spec: what to run, as core asks for it.
+        handler: whose it is; an exec that outlives its daemon is found by that label.
+        kinds: of the container's namespaces that are joined.
+        seccomp: the container's own filter.
+
+    Raises:
+        BackendError: the container is gone, or the program cannot be executed. Nothing is left.
+    """
+    if container.pidfd < 0:
+        raise BackendError(f"container {container.id}: its first process is gone")
+    group = exec_group(container, spec)
+    with Descriptors() as descriptors:
+        try:
+            joined = cgroups.join_child(container.cgroup, group)
+            sources = ExecSources(
+                pidfd=descriptors.lend(container.pidfd),
+                kinds=kinds,
+                streams=descriptors.streams(spec.stdio),
+                cgroups=tuple(descriptors.take(fd) for fd in joined),
+            )
+            launched = await supervisor.launch(
+                ProcessId(spec.id),
+                compile_exec(spec.process, seccomp, sources),
+                fds=descriptors.fds,
+                labels={"handler": handler, "kind": "exec", "container": container.id},
+            )
+        except BaseException:
+            cgroups.remove_quietly(group)
+            raise
+    return ExecSession(supervisor, cgroups, launched, group)
+
+
 class ExecSession:
-    """Implements `Session`. Its own child cgroup holds it and everything that it leaves behind."""
+    """Implements `Session`. A child cgroup holds the exec and everything that it leaves behind."""
 
     def __init__(
         self, supervisor: Supervisor, cgroups: Cgroups, launched: Launched, group: str
     ) -> None:
+        """Take over a process that executes.
+
+        Args:
+            supervisor: that knows it.
+            cgroups: in which it is.
+            launched: the process; its pidfd is closed.
+            group: its own cgroup; ``""`` if it has none, then only the process itself can be signalled.
+        """
         self._supervisor = supervisor
         self._cgroups = cgroups
         self._process_id = launched.process_id
         self._pid = launched.pid
         self._group = group
-        os.close(launched.pidfd)
+        if launched.pidfd >= 0:
+            os.close(launched.pidfd)
         self._clearing: asyncio.Task[None] | None = None
         self._end: asyncio.Task[ExitStatus] = asyncio.ensure_future(self._ended())
 
@@ -40,10 +118,14 @@ class ExecSession:
 
     async def kill(self, signal: int, /) -> None:
         """See `Session.kill`: also what the exec left in the background."""
-        await asyncio.to_thread(self._cgroups.kill, self._group, signal)
+        if self._group:
+            await asyncio.to_thread(self._cgroups.kill, self._group, signal)
+        elif not self._end.done():
+            with contextlib.suppress(NotFound):
+                await self._supervisor.kill(self._process_id, signal)
         if signal == signals.SIGKILL:
             await self.wait()
-            await asyncio.to_thread(self._cgroups.remove_quietly, self._group)
+            await asyncio.to_thread(self._forget_group)
 
     async def resize(self, *, width: int, height: int) -> None:
         """See `Session.resize`."""
@@ -71,7 +153,11 @@ class ExecSession:
         with contextlib.suppress(NotFound, Unavailable):
             await self._supervisor.forget(self._process_id)
         # A background child keeps the cgroup; it goes with the container then.
-        self._cgroups.remove_quietly(self._group)
+        self._forget_group()
+
+    def _forget_group(self) -> None:
+        if self._group:
+            self._cgroups.remove_quietly(self._group)
 
 
 def _terminal_of(pid: int) -> int:

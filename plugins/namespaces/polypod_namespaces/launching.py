@@ -6,7 +6,7 @@ Everything here blocks and runs in a thread.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Final
 
 from polypod.backend import devicefilter, limits
@@ -20,19 +20,12 @@ from polypod.backend.mounts import (
 )
 from polypod.plan.operations import Plan
 from polypod.plugin.errors import BackendError, InvalidArgument, Unsupported
-from polypod.plugin.oci import Hooks, OciResources
+from polypod.plugin.oci import Hooks, OciConfig, OciResources
 from polypod.plugin.requests import Resources
-from polypod.plugin.runtime import ContainerSpec, ExecSpec
+from polypod.plugin.runtime import ContainerSpec
 from polypod.spec.cgroup import v1_files, v2_files
 from polypod.spec.cgroup_devices import device_program
-from polypod.spec.compile import (
-    CgroupView,
-    ExecSources,
-    Sources,
-    compile_container,
-    compile_exec,
-)
-from polypod_namespaces.inventory import Container
+from polypod.spec.compile import CgroupView, Sources, compile_container
 
 _JOINABLE: Final = frozenset(["network", "ipc", "uts", "pid", "cgroup", "mount"])
 
@@ -94,22 +87,6 @@ class Launches:
             return v1_files(resources, swap_accounting=self._swap)
         return {"": v2_files(resources)}
 
-    def prepare_exec(
-        self, spec: ExecSpec, container: Container, group: str, descriptors: Descriptors
-    ) -> Plan:
-        """Make the exec's own cgroup and compile; a few small files, so it may run on the loop."""
-        if container.pidfd < 0:
-            raise BackendError(f"container {container.id}: its first process is gone")
-        kinds = tuple(each.type for each in spec.config.linux.namespaces)
-        joined = self._cgroups.join_child(container.cgroup, group)
-        sources = ExecSources(
-            pidfd=descriptors.lend(container.pidfd),
-            kinds=tuple(kind for kind in kinds if kind in _JOINABLE),
-            streams=descriptors.streams(spec.stdio),
-            cgroups=tuple(descriptors.take(fd) for fd in joined),
-        )
-        return compile_exec(spec.process, spec.config.linux.seccomp, sources)
-
     def update(self, path: str, resources: Resources) -> None:
         """Change limits, all or none.
 
@@ -118,15 +95,13 @@ class Launches:
         """
         limits.update(self._cgroups, path, resources)
         if resources.oom_score_adj:
-            limits.set_scores(self._cgroups.processes(path), resources.oom_score_adj)
+            set_scores(self._cgroups.processes(path), resources.oom_score_adj)
 
-    @staticmethod
-    def executes(pid: int) -> bool:
-        """Tell whether a launched process has executed its program, or still waits to be let go."""
-        try:
-            return os.readlink(f"/proc/{pid}/exe") != os.path.realpath("/proc/self/exe")
-        except OSError:
-            return True
+
+def joined_kinds(config: OciConfig) -> tuple[str, ...]:
+    """Return the kinds of a container's namespaces that its execs join."""
+    kinds = (each.type for each in config.linux.namespaces)
+    return tuple(kind for kind in kinds if kind in _JOINABLE)
 
 
 def _namespaces(spec: ContainerSpec, descriptors: Descriptors, target: int) -> dict[str, str]:

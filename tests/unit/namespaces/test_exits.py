@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from polypod.plugin.ids import ContainerId, SandboxId
+from polypod.backend.containers import Container
+from polypod.plugin.ids import ContainerId, ProcessId, SandboxId
 from polypod.plugin.runtime import ContainerExited, RuntimeContext
-from polypod.plugin.services import ExitStatus
+from polypod.plugin.services import ExitStatus, Launched
 from polypod_namespaces.backend import NamespacesBackend
-from polypod_namespaces.inventory import Container
 
 BOX = ContainerId("b" * 64)
 
@@ -36,12 +36,10 @@ class Quick:
 async def test_an_exit_before_the_answer_of_start_is_told_once(tmp_path: Path, moments: int):
     context = RuntimeContext("ns", {}, tmp_path, tmp_path, "/polypod-none", Quick(moments))
     backend = NamespacesBackend(context)
-    backend._oom_kills = lambda _path: 0
-    backend._containers[BOX] = Container(BOX, SandboxId("a" * 64), "/none", 1, 1, -1, True)
-    backend._watch(backend._containers[BOX])
+    container = Container(BOX, SandboxId("a" * 64), "/none", own_pids=True)
+    backend._containers.add(container, Launched(ProcessId(BOX), 1, 1, -1))
     await backend.start(BOX)
-    while backend._watches:
-        await asyncio.sleep(0.001)
-    events = [backend._events.get_nowait() for _ in range(backend._events.qsize())]
-    assert events == [ContainerExited(BOX, ExitStatus(3))]
+    assert await anext(backend.events()) == ContainerExited(BOX, ExitStatus(3))
+    with pytest.raises(TimeoutError):
+        await asyncio.wait_for(anext(backend.events()), 0.02)
     await backend.close()
