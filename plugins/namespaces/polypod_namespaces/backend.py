@@ -83,8 +83,9 @@ class NamespacesBackend:
 
     async def resize(self, sandbox_id: SandboxId, limits: PodResources, /) -> None:
         """See `Resizable.resize`."""
+        sandbox = self._sandboxes.known(sandbox_id)
         total = pod_total(limits.resources, limits.overhead)
-        await self._run(self._launches.update, self._sandboxes.cgroup(sandbox_id), total)
+        await self._run(self._launches.update, sandbox.cgroup, total)
 
     # Containers
 

@@ -6,7 +6,7 @@ Everything here blocks and runs in a thread.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Final
 
 from polypod.backend import devicefilter, limits
@@ -95,7 +95,7 @@ class Launches:
         """
         limits.update(self._cgroups, path, resources)
         if resources.oom_score_adj:
-            set_scores(self._cgroups.processes(path), resources.oom_score_adj)
+            limits.set_scores(self._cgroups.processes(path), resources.oom_score_adj)
 
 
 def joined_kinds(config: OciConfig) -> tuple[str, ...]:
