@@ -44,7 +44,7 @@ fmt: setup  ## format the code and mend what the linter can mend
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-bench: setup  ## latency, throughput, memory and log rate of this host; a table and bench/out/*.json (ARGS=--quick, ARGS=--help)
+bench: setup  ## this host's figures, and its handlers side by side; a table and bench/out/*.json (ARGS=--quick, ARGS=--help)
 	$(BIN)/python -m bench $(ARGS)
 
 bench-peers: setup  ## the same client on polypod and on Debian's containerd in turns; ratios and bench/out/peers-*.json (ARGS=--quick)

@@ -6,9 +6,10 @@ import asyncio
 import os
 import time
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-from bench import importing, noise
+from bench import handlers, importing, noise
+from bench.handlers import Turns
 from bench.pods import write_lines
 from bench.processes import pss_kib
 from bench.rig import Rig
@@ -28,11 +29,15 @@ class Sizes:
     """Pods for memory and lists; restart takes the first."""
     log_mb: int = 200
     image_files: int = 20_000
+    turns: Turns = field(default_factory=Turns)
+    handlers: tuple[str, ...] = tuple(handlers.KINDS)
 
     @classmethod
     def quick(cls) -> Sizes:
         """Return enough to see that it works."""
-        return cls(pods=8, execs=10, crowd=(5, 15), log_mb=10, image_files=500)
+        return cls(
+            pods=8, execs=10, crowd=(5, 15), log_mb=10, image_files=500, turns=Turns(2, 2, 1, 3)
+        )
 
 
 Part = Callable[[Rig, Sizes], Awaitable[list[Result]]]
@@ -158,6 +163,13 @@ async def import_image(rig: Rig, sizes: Sizes) -> list[Result]:
     return await importing.measure(rig, sizes.image_files)
 
 
+async def each_handler(rig: Rig, sizes: Sizes) -> list[Result]:
+    """The same pod on every handler of this host, in turns, on a server of its own."""
+    if rig.simulated:
+        raise RuntimeError("handlers are compared with real pods")
+    return await handlers.measure(sizes.turns, sizes.handlers)
+
+
 PARTS: dict[str, Part] = {
     "pod_ready": pod_ready,
     "exec": exec_sync,
@@ -166,4 +178,5 @@ PARTS: dict[str, Part] = {
     "memory": memory,
     "lists": lists,
     "import": import_image,
+    "handlers": each_handler,
 }

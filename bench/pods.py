@@ -107,12 +107,22 @@ class PodMaker:
             ),
         )
 
-    async def ready(self, *, host_network: bool = False) -> tuple[Pod, float]:
-        """Make a pod: RunPodSandbox, CreateContainer, StartContainer; return it and the ms."""
+    async def ready(
+        self, *, host_network: bool = False, handler: str = "", limited: bool = True
+    ) -> tuple[Pod, float]:
+        """Make a pod: RunPodSandbox, CreateContainer, StartContainer; return it and the ms.
+
+        Args:
+            host_network: it has none of its own.
+            handler: that it names; empty leaves it to the server.
+            limited: its container has a memory limit, which not every handler can set.
+        """
         config = self.pod_config(host_network=host_network)
         container = self.container_config(config, self.words("sleep", "100000"))
+        if not limited:
+            container.linux.ClearField("resources")
         began = time.perf_counter()
-        sandbox_id = await self.cri.run_sandbox(config)
+        sandbox_id = await self.cri.run_sandbox(config, handler)
         container_id = await self.cri.create_container(sandbox_id, container, config)
         await self.cri.start_container(container_id)
         return Pod(sandbox_id, container_id), (time.perf_counter() - began) * 1e3

@@ -42,16 +42,23 @@ class ServerCgroup:
         """Return the processor time so far, in seconds."""
         if self.path is None:
             return sum(_stat_cpu_s(pid) for pid in pids)
-        usage = self.path / "cpuacct.usage"
-        if usage.exists():
-            return int(usage.read_text()) / 1e9
-        stat = dict(line.split() for line in (self.path / "cpu.stat").read_text().splitlines())
-        return int(stat["usage_usec"]) / 1e6
+        return usage_s(self.path)
 
     def remove(self) -> None:
         """Remove the cgroup; the server has ended before."""
         if self.path is not None:
             self.path.rmdir()
+
+
+def usage_s(cgroup: Path) -> float:
+    """Return the processor time of a cgroup and all below it, in seconds; 0 for one that is not there."""
+    try:
+        if (cgroup / "cpuacct.usage").exists():
+            return int((cgroup / "cpuacct.usage").read_text()) / 1e9
+        stat = dict(line.split() for line in (cgroup / "cpu.stat").read_text().splitlines())
+    except FileNotFoundError:
+        return 0.0
+    return int(stat["usage_usec"]) / 1e6
 
 
 def base_of_cgroups() -> Path | None:

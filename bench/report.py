@@ -32,13 +32,13 @@ def show(results: Sequence[Result], host: Mapping[str, object], path: Path) -> N
     """Print the table and how far it can be trusted."""
     table = Table(box=None, header_style="bold", pad_edge=False)
     table.add_column("WHAT")
-    for column in ("MIN", "MEDIAN", "P95", "UNIT"):
+    for column in ("MIN", "MEDIAN", "P95", "UNIT", "COUNT"):
         table.add_column(column, justify="right")
     table.add_column("ALSO")
     for each in results:
         also = ", ".join(f"{name} {value:.3g}" for name, value in each.facts.items())
         figures = (f"{value:.2f}" for value in (each.minimum, each.median, each.p95))
-        table.add_row(each.what, *figures, each.unit, also)
+        table.add_row(each.what, *figures, each.unit, str(len(each.values)), also)
     console = Console(width=None if Console().is_terminal else 170)
     console.print(table, markup=False)
     for when in ("before", "after"):

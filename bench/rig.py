@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import shutil
+from collections.abc import Sequence
 
 from bench.pods import PodMaker
-from bench.processes import ServerCgroup, ours
+from bench.processes import ServerCgroup, base_of_cgroups, ours, usage_s
 from demo.server import OwnServer
 from polypod.client import CriClient
 
@@ -15,17 +16,40 @@ SUBNETS = ("10.234.0.0/20", "fd00:10:234::/64")
 
 
 class Rig:
-    """A private server with an image."""
+    """A private server with an image.
 
-    def __init__(self, *, simulated: bool) -> None:
+    Args:
+        simulated: only the simulator.
+        name: tells the directories and cgroups of two rigs apart.
+        subnets: of its pods.
+        settings: further ``key=value`` words of its configuration.
+    """
+
+    def __init__(
+        self,
+        *,
+        simulated: bool,
+        name: str = "bench",
+        subnets: Sequence[str] = SUBNETS,
+        settings: Sequence[str] = (),
+    ) -> None:
         self.simulated = simulated
-        self.cgroup = ServerCgroup("server")
+        self.cgroup = ServerCgroup(name)
         self.server = OwnServer(
-            "bench", simulated=simulated, subnets=SUBNETS, on_start=self.cgroup.take
+            name,
+            simulated=simulated,
+            subnets=subnets,
+            on_start=self.cgroup.take,
+            settings=settings,
         )
         self._image = IMAGE
         self._busybox = shutil.which("busybox") or "busybox"
         self._pods: PodMaker | None = None
+
+    @property
+    def started(self) -> bool:
+        """Whether the server was reached at least once."""
+        return self._pods is not None
 
     @property
     def pods(self) -> PodMaker:
@@ -70,6 +94,11 @@ class Rig:
     def cpu_s(self) -> float:
         """Return the processor time that these took so far."""
         return self.cgroup.cpu_s(list(self.pids().values()) if self.cgroup.path is None else [])
+
+    def pods_cpu_s(self) -> float:
+        """Return the processor time that pods took so far, as far as the host's cgroups count it."""
+        base = base_of_cgroups()
+        return usage_s(base / self.server.cgroup_parent.strip("/")) if base is not None else 0.0
 
     def take_down(self) -> bool:
         """Remove everything that the bench made."""

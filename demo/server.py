@@ -14,7 +14,8 @@ from pathlib import Path
 from polypod.client import CriClient
 
 POLYPOD = str(Path(sys.executable).with_name("polypod"))
-READY_S = 30.0
+READY_S = 90.0
+"""A server that opens every handler builds a guest first, if none is there."""
 LEAVE_S = 30.0
 SUBNETS = ("10.233.57.0/24", "fd00:10:233:57::/64")
 
@@ -27,6 +28,7 @@ class OwnServer:
         simulated: only the simulator, without privilege.
         subnets: of its pods; servers side by side need different ones.
         on_start: called with the pid of each daemon, for example to put it into a cgroup.
+        settings: further ``key=value`` words for ``--set``.
     """
 
     def __init__(
@@ -36,11 +38,13 @@ class OwnServer:
         simulated: bool,
         subnets: Sequence[str] = SUBNETS,
         on_start: Callable[[int], None] | None = None,
+        settings: Sequence[str] = (),
     ) -> None:
         self.simulated = simulated
         self.cgroup_parent = f"/polypod-{name}-{os.getpid()}"
         self._subnets = list(subnets)
         self._on_start = on_start
+        self._more_settings = list(settings)
         self.place = Path(tempfile.mkdtemp(prefix=f"polypod-{name}-"))
         self.state = _volatile_directory(self.place)
         self.endpoint = f"unix://{self.place}/cri.sock"
@@ -58,6 +62,7 @@ class OwnServer:
             f"server.cgroup_parent={self.cgroup_parent}",
             f"server.state_files={self.state}/state-files",
             f"network.subnets={self._subnets}",
+            *self._more_settings,
         ]
 
     def start(self) -> None:
