@@ -15,6 +15,7 @@ A test of a plugin is this much::
 
 from polypod.testing import (
     runtime_checks_exec,
+    runtime_checks_forward,
     runtime_checks_lifecycle,
     runtime_checks_process,
     runtime_checks_recovery,
@@ -45,5 +46,6 @@ CHECKS: tuple[Check, ...] = (
     *runtime_checks_lifecycle.CHECKS,
     *runtime_checks_process.CHECKS,
     *runtime_checks_exec.CHECKS,
+    *runtime_checks_forward.CHECKS,
     *runtime_checks_recovery.CHECKS,
 )

@@ -6,6 +6,7 @@ import asyncio
 import logging
 import shutil
 import signal as signals
+import socket
 import time
 from collections.abc import AsyncIterator, Coroutine, Mapping, Sequence
 from functools import partial
@@ -34,6 +35,7 @@ from polypod.plugin import (
     SandboxSpec,
     Session,
     Unavailable,
+    new_id,
 )
 from polypod_vm import guests, launching
 from polypod_vm.domain import Domain
@@ -64,7 +66,7 @@ async def open_backend(context: RuntimeContext) -> VmBackend:
 
 
 class VmBackend:
-    """Implements `RuntimeBackend`, `Execs` and `StatsSource`."""
+    """Implements `RuntimeBackend`, `Execs`, `StatsSource` and `Forwards`."""
 
     def __init__(self, context: RuntimeContext, options: VmOptions) -> None:
         self._handler = context.handler
@@ -343,6 +345,18 @@ class VmBackend:
         except Unavailable:
             return {}
         return {name: usage(answer[name]) for name in ids if name in answer}
+
+    async def forward(self, sandbox_id: SandboxId, port: int, /) -> int:
+        """See `Forwards.forward`: the connection is made in the guest, and comes over the channel."""
+        machine = self._alive_machine(sandbox_id)
+        ours, theirs = socket.socketpair()
+        with ours, theirs:
+            request = {"op": "forward", "process": f"forward-{new_id()}", "port": port}
+            try:
+                await machine.call(request, {"connection": theirs.fileno()})
+            except PolypodError as error:
+                raise BackendError(f"sandbox {sandbox_id}: port {port}: {error}") from error
+            return ours.detach()
 
     # What the guests tell
 

@@ -16,6 +16,7 @@ from polypod.plan.operations import Plan
 from polypod.supervisor.server import Loop, note
 from polypod_vm_child import guest_roots as roots
 from polypod_vm_child.frames import Link
+from polypod_vm_child.guest_forwards import Forwards
 from polypod_vm_child.guest_launch import Opened, Refused, open_streams, resolve
 from polypod_vm_child.guest_peers import Peers
 from polypod_vm_child.guest_process import Farewell, Process
@@ -46,6 +47,7 @@ class Bridge:
         self.sources: dict[int, Source] = {}
         self.sinks: dict[int, Sink] = {}
         self.peers = Peers(self.loop, state, self._exited)
+        self.forwards = Forwards(self)
         self.due: list[tuple[float, Callable[[], None]]] = []
         self.link: Link
         self._cgroups: Any = None
@@ -90,6 +92,7 @@ class Bridge:
     def lost(self, why: str) -> None:
         """See `Handler.lost`: the host may connect again, at any time."""
         note(f"channel: {why}")
+        self.forwards.close()
         self.after(_OPENS_AGAIN_S, self._open_port)
 
     def data(self, stream: int, payload: bytes) -> None:
@@ -100,6 +103,7 @@ class Bridge:
 
     def ended(self, stream: int) -> None:
         """See `Handler.ended`."""
+        self.forwards.ended(stream)
         sink, source = self.sinks.get(stream), self.sources.get(stream)
         if sink is not None:
             sink.end()
@@ -381,6 +385,10 @@ class Bridge:
         """Return every process that is not deleted."""
         return {name: process.describe() for name, process in self.processes.items()}
 
+    def forward(self, message: Message, answer: Answer) -> None:
+        """Connect to a port of the pod's localhost."""
+        self.forwards.forward(message, answer)
+
     # Exits
 
     def _exited(self, name: str, record: Message) -> None:
@@ -440,6 +448,7 @@ _OPERATIONS: dict[str, Callable[[Bridge, Message, Answer], Message | None]] = {
     "update": Bridge.update,
     "stats": Bridge.stats,
     "list": Bridge.list,
+    "forward": Bridge.forward,
 }
 
 

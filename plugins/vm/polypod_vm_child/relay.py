@@ -20,6 +20,8 @@ import tty
 from polypod.plan import channel
 from polypod.supervisor.kernel import process
 from polypod.supervisor.server import Loop, Peer, Refusal, note
+from polypod_vm_child import connections
+from polypod_vm_child.connections import Connection
 from polypod_vm_child.frames import Link
 from polypod_vm_child.splice import Splice
 from polypod_vm_child.streams import Sink, Source
@@ -48,7 +50,7 @@ class Relay:
         self._number = 0
         self._stream = 0
         self._waiting: list[tuple[Peer, object]] = []
-        self._pending: dict[int, tuple[Peer, object]] = {}
+        self._pending: dict[int, tuple[Peer, object, str]] = {}
         self._streams: dict[str, list[int]] = {}
         self._sources: dict[int, Source] = {}
         self._sinks: dict[int, Sink] = {}
@@ -116,7 +118,8 @@ class Relay:
             self._attach(str(request["process"]), request, names, fds)
         elif request.get("op") == "delete":
             self._detach(str(request["process"]))
-        self._pending[self._number] = (peer, message.get("id"))
+        forwarded = str(request["process"]) if connections.NAME in names else ""
+        self._pending[self._number] = (peer, message.get("id"), forwarded)
         self.link.send({**request, "id": self._number})
 
     # Streams
@@ -131,6 +134,8 @@ class Relay:
             mine += [stream, stream + 1]
             if each == "console":
                 self._add_terminal(stream, fd)
+            elif each == connections.NAME:
+                self._add_connection(name, stream, os.dup(fd))
             elif each == "stdin":
                 self._sources[stream] = Source(self.loop, self.link, stream, os.dup(fd))
             else:
@@ -149,6 +154,18 @@ class Relay:
         self._sinks[stream] = Sink(self.loop, self.link, stream, peer)
         self._sources[stream + 1] = Source(self.loop, self.link, stream + 1, os.dup(peer))
         self._terminals[stream] = (peer, b"")
+
+    def _add_connection(self, name: str, stream: int, fd: int) -> None:
+        """Take a port-forward's socket; both directions gone, nothing of it is left."""
+        assert self.link is not None
+
+        def ended() -> None:
+            self._sinks.pop(stream, None)
+            self._sources.pop(stream + 1, None)
+            self._streams.pop(name, None)
+
+        made = Connection(self.loop, self.link, fd, reads=stream + 1, writes=stream, ended=ended)
+        self._sinks[stream], self._sources[stream + 1] = made.sink, made.source
 
     def _follow_sizes(self) -> None:
         """Tell the guest when somebody has changed the size of a terminal."""
@@ -192,10 +209,12 @@ class Relay:
             self._answered(message)
 
     def _answered(self, message: Message) -> None:
-        peer, number = self._pending.pop(message["id"], (None, None))
+        peer, number, forwarded = self._pending.pop(message["id"], (None, None, ""))
         if peer is None:
             return
         error = message.get("error")
+        if error is not None and forwarded:
+            self._detach(forwarded)
         answer = {"ok": message.get("ok")} if error is None else {"error": error}
         peer.push({"id": number, **answer})
 
@@ -256,7 +275,7 @@ class Relay:
         note(f"channel: {why}")
         self.gone = f"the VM has ended ({why})"
         self._tell_waiting()
-        for peer, number in self._pending.values():
+        for peer, number, _forwarded in self._pending.values():
             self.loop.refuse(peer, number, Refusal("Unavailable", self.gone))
         self._pending.clear()
         for name in list(self._streams):

@@ -6,9 +6,11 @@ up its own stream and nothing else.
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import select
+import socket
 import struct
 import termios
 
@@ -53,6 +55,7 @@ class Source:
         self._listens = True
         self._after = after
         self._tail = b""
+        self.on_close: Callable[[], None] | None = None
         loop.add(fd, self._ready)
 
     def granted(self, count: int) -> None:
@@ -81,6 +84,8 @@ class Source:
         os.close(self.fd)
         self.fd = -1
         self._settle(whole=True)
+        if self.on_close is not None:
+            self.on_close()
 
     def _ready(self, _events: int) -> None:
         if self._link.is_full() or self._credit <= 0:
@@ -96,8 +101,8 @@ class Source:
             data = b""  # a terminal that nobody has open any more
         if not data:
             self._flush()
-            self.close()
             self._link.send_end(self.stream)
+            self.close()
             return
         waits = bool(self._tail)
         self._tail += data
@@ -134,9 +139,14 @@ class Source:
 
 
 class Sink:
-    """Writes a stream into a descriptor. Takes the descriptor, which becomes non-blocking."""
+    """Writes a stream into a descriptor. Takes the descriptor, which becomes non-blocking.
 
-    def __init__(self, loop: Loop, link: Link, stream: int, fd: int) -> None:
+    With ``half_close`` it is a socket that somebody else reads from, and closing ends one direction of it.
+    """
+
+    def __init__(
+        self, loop: Loop, link: Link, stream: int, fd: int, *, half_close: bool = False
+    ) -> None:
         self.fd = fd
         self.stream = stream
         self._loop = loop
@@ -144,7 +154,9 @@ class Sink:
         self._buffer = bytearray()
         self._written = 0
         self._ending = False
+        self._half_close = half_close
         self._waits: list[Callable[[], None]] = []
+        self.on_close: Callable[[], None] | None = None
         os.set_blocking(fd, False)
 
     def data(self, payload: bytes) -> None:
@@ -181,10 +193,14 @@ class Sink:
         if self.fd < 0:
             return
         self._loop.drop(self.fd)
+        if self._half_close:
+            _shut_down(self.fd)
         os.close(self.fd)
         self.fd = -1
         self._buffer.clear()
         self._settle()
+        if self.on_close is not None:
+            self.on_close()
 
     def _write(self, _events: int) -> None:
         try:
@@ -213,6 +229,12 @@ class Sink:
         due, self._waits = self._waits, []
         for callback in due:
             callback()
+
+
+def _shut_down(fd: int) -> None:
+    """Say on a socket that no more will come; one that is broken knows it."""
+    with socket.socket(fileno=os.dup(fd)) as sock, contextlib.suppress(OSError):
+        sock.shutdown(socket.SHUT_WR)
 
 
 def _readable(fd: int) -> int:

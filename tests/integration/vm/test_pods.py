@@ -11,6 +11,7 @@ import pytest
 from conformance.pods import eventually, refused
 
 from polypod.client import pb
+from polypod.streaming import dialing
 
 pytestmark = [pytest.mark.needs_root, pytest.mark.needs_busybox]
 
@@ -82,6 +83,35 @@ async def test_the_guests_cgroups_limit_and_count(pods, cri):
     await eventually(grown, "the container's cpu time grows")
     killed = await pod.run("tail /dev/zero", name="hungry", resources=resources)
     assert (killed.status.reason, killed.code) == ("OOMKilled", 137)
+
+
+async def test_port_forward_leads_to_the_guests_own_localhost(pods, cri):
+    pod = await pods.run("forward")
+    box = await pod.start("mkdir /www; seq 1 20000 > /www/many; httpd -f -p 127.0.0.1:8080 -h /www")
+
+    async def listens():
+        return "8080" in await pod.sh(box, "netstat -ltn")
+
+    await eventually(listens, "httpd listens")
+    async with dialing.forward(await cri.forward_url(pod.id, [8080, 81])) as client:
+        for _ in range(3):
+            data, error = await client.connect(8080)
+            await data.write(b"GET /many HTTP/1.0\r\n\r\n")
+            data.end()
+            assert (await read_all(data)).endswith(b"\n19999\n20000\n")
+            assert await read_all(error) == b""
+        data, error = await client.connect(81)
+        said = await read_all(error)
+        assert b"port 81" in said
+        assert b"refused" in said
+        assert await read_all(data) == b""
+
+
+async def read_all(channel) -> bytes:
+    found = b""
+    while piece := await channel.inbox.get():
+        found += piece
+    return found
 
 
 async def test_devices_of_the_machine_are_not_the_containers(pods):
