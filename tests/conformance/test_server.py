@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 
 import grpc
@@ -58,6 +59,16 @@ async def test_status_has_facts_only_when_asked(cri: CriClient):
     assert "defaultHandler" in (await cri.status(verbose=True)).info["info"]
 
 
+async def test_the_facts_of_a_handler_are_those_that_status_announces(cri: CriClient, handler):
+    answer = await cri.status(verbose=True)
+    facts = json.loads(answer.info["info"])["handlers"][handler.name]
+    features = next(each for each in answer.runtime_handlers if each.name == handler.name).features
+    assert facts["type"] == handler.type
+    assert ("user-namespaces" in facts["features"]) == features.user_namespaces
+    assert ("recursive-read-only" in facts["features"]) == features.recursive_read_only_mounts
+    assert "Execs" in facts["protocols"]
+
+
 async def test_a5_04_runtime_config_names_a_cgroup_driver(cri: CriClient):
     answer = await cri.call(cri.runtime, "RuntimeConfig", pb.RuntimeConfigRequest())
     assert answer.HasField("linux")
@@ -98,7 +109,7 @@ async def test_the_socket_is_its_owners_alone(server):
 
 
 async def _first(stub, name: str, request) -> None:
-    """Take the first item of a streaming call, or see it refused."""
+    """Take the first item of a streaming call, or its beginning, or see it refused."""
     try:
         async for _item in getattr(stub, name)(request, timeout=30):
             return

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from polypod.lifecycle.heart import Heart
+from polypod.lifecycle.parts import Handler
 from polypod.lifecycle.views import Condition, HandlerView, StatusView
 from polypod.plugin.network import NetworkStatus
+from polypod.plugin.runtime import Checkpointable, Execs, Forwards, Resizable, StatsSource
 
 
 async def server_status(heart: Heart, *, verbose: bool) -> StatusView:
@@ -53,7 +55,29 @@ def _info(heart: Heart) -> dict[str, object]:
         "root": str(parts.root),
         "state": str(parts.state),
         "defaultHandler": parts.default_handler,
+        "handlers": {
+            **{name: _facts(each) for name, each in parts.handlers.items()},
+            **{
+                each.name: {"type": each.type, "unusable": each.unusable}
+                for each in parts.unusable_handlers
+            },
+        },
         "sandboxes": len(heart.sandboxes),
         "containers": len(heart.containers),
         "quarantined": dict(parts.database.quarantined()),
+    }
+
+
+_OPTIONAL = (Checkpointable, Execs, Forwards, Resizable, StatsSource)
+
+
+def _facts(handler: Handler) -> dict[str, object]:
+    """Return what a handler declares: its own features, which may be fewer than its type's."""
+    backend: object = handler.backend
+    return {
+        "type": handler.type.name,
+        "features": sorted(handler.type.features),
+        "protocols": [each.__name__ for each in _OPTIONAL if isinstance(backend, each)],
+        "sandboxNamespaces": sorted(handler.type.sandbox_namespaces),
+        "exceptions": dict(handler.type.exceptions),
     }
