@@ -80,6 +80,20 @@ class JoinNamespaces(Operation):
     pidfd: str
 
 
+class EnterUserNamespace(Operation):
+    """Become root of a user namespace, and go on in new namespaces that it owns.
+
+    ``kinds`` are those to make. With ``pid`` among them another process goes on: the first of the new pid
+    namespace; the launch is about that one from here on. What takes a right of the host comes before this.
+    """
+
+    __slots__ = ("kinds", "source")
+    name = "enter-user-namespace"
+    phrase = "enter the user namespace"
+    source: str
+    kinds: list[str]
+
+
 class JoinCgroups(Operation):
     """Write "0" into each source: a ``tasks`` file of v1, a ``cgroup.procs`` of v2."""
 
@@ -381,6 +395,7 @@ OPERATIONS: dict[str, type[Operation]] = {
     kind.name: kind
     for kind in (
         JoinNamespaces,
+        EnterUserNamespace,
         JoinCgroups,
         Unshare,
         SetHostname,
@@ -440,6 +455,13 @@ class Plan:
         self.clone_flags = clone_flags
         self.operations = operations
         self.pid_namespace = pid_namespace
+
+    @property
+    def is_born_late(self) -> bool:
+        """Whether the process that executes is another one than the one that is cloned first."""
+        return any(
+            isinstance(each, EnterUserNamespace) and "pid" in each.kinds for each in self.operations
+        )
 
     def __eq__(self, other: object) -> bool:  # type: ignore[explicit-override]
         return isinstance(other, Plan) and self.to_wire() == other.to_wire()

@@ -127,6 +127,7 @@ from polypod.plugin.runtime import (
 )
 from polypod.plugin.services import (
     ExitStatus,
+    IdMaps,
     Launched,
     LiveProcess,
     ProcessExit,
@@ -172,6 +173,7 @@ __all__ = [
     "Hooks",
     "HugepageLimit",
     "IdMapping",
+    "IdMaps",
     "Image",
     "ImageConfig",
     "ImageContext",

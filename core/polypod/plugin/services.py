@@ -15,6 +15,7 @@ from typing import Protocol
 
 from polypod.plan.operations import Plan
 from polypod.plugin.ids import ProcessId, SandboxId
+from polypod.plugin.oci import OciIdMapping
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,12 +65,20 @@ class LiveProcess:
 
 
 @dataclass(frozen=True, slots=True)
+class IdMaps:
+    """The mappings of a user namespace: which ids of it are which on the host."""
+
+    uids: tuple[OciIdMapping, ...]
+    gids: tuple[OciIdMapping, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class SandboxNamespaces:
     """The namespaces of one sandbox, pinned by descriptors (held by supervisor and keeper too)."""
 
     sandbox_id: SandboxId
     fds: Mapping[str, int]
-    """Kind (``network``, ``ipc``, ``uts``, ``pid``, as in runtime-spec) → nsfs descriptor."""
+    """Kind (``network``, ``ipc``, ``uts``, ``pid``, ``user``, as in runtime-spec) → nsfs descriptor."""
     netlink: int | None = None
     """A NETLINK_ROUTE socket created inside the network namespace, where one was made."""
     init_pid: int | None = None
@@ -102,17 +111,28 @@ class Supervisor(Protocol):
         *,
         hostname: str = "",
         sysctls: Mapping[str, str] | None = None,
+        ids: IdMaps | None = None,
     ) -> SandboxNamespaces:
         """Make and pin the namespaces of a sandbox; ``sysctls`` are applied inside them.
 
         Args:
             sandbox_id: whose they are; a second call for the same id returns the first one's.
-            kinds: of ``network``, ``ipc``, ``uts``, ``pid``. ``pid`` starts an init that only reaps.
+            kinds: of ``network``, ``ipc``, ``uts``, ``pid``, ``user``. ``pid`` starts an init that only
+                reaps; the others belong to ``user`` if it is among them.
             hostname: set in the new uts namespace.
             sysctls: already checked names and values.
+            ids: mappings of ``user``.
 
         Raises:
             BackendError: the kernel refused; nothing is left.
+        """
+        ...
+
+    async def map_ids(self, ids: IdMaps, /) -> int:
+        """Return a user namespace in which nobody is: idmapped mounts take their mappings from one.
+
+        Raises:
+            BackendError: the kernel refuses the mappings.
         """
         ...
 

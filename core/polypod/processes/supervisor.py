@@ -12,10 +12,17 @@ from collections.abc import AsyncIterator, Coroutine, Mapping, Sequence
 
 from polypod.plan.channel import close_all
 from polypod.plan.operations import Plan
-from polypod.plugin.errors import AlreadyExists, NotFound, PolypodError, Unavailable
+from polypod.plugin.errors import (
+    AlreadyExists,
+    InvalidArgument,
+    NotFound,
+    PolypodError,
+    Unavailable,
+)
 from polypod.plugin.ids import ProcessId, SandboxId
 from polypod.plugin.services import (
     ExitStatus,
+    IdMaps,
     Launched,
     LiveProcess,
     ProcessExit,
@@ -64,16 +71,26 @@ class SupervisorClient:
         *,
         hostname: str = "",
         sysctls: Mapping[str, str] | None = None,
+        ids: IdMaps | None = None,
     ) -> SandboxNamespaces:
         """See `polypod.plugin.services.Supervisor.make_namespaces`."""
+        if ("user" in kinds) is not (ids is not None):
+            msg = f"sandbox {sandbox_id}: a user namespace and its mappings go together"
+            raise InvalidArgument(msg)
         answer, fds = await self._repeat(
             "make_namespaces",
             sandbox=sandbox_id,
-            kinds=sorted(kinds),
+            kinds=sorted(kinds - {"user"}),
             hostname=hostname,
             sysctls=dict(sysctls or {}),
+            **({} if ids is None else {"ids": _ids(ids)}),
         )
         return _namespaces(sandbox_id, answer, fds)
+
+    async def map_ids(self, ids: IdMaps, /) -> int:
+        """See `polypod.plugin.services.Supervisor.map_ids`."""
+        _answer, fds = await self._repeat("map_ids", ids=_ids(ids))
+        return fds[0]
 
     async def namespaces(self, sandbox_id: SandboxId, /) -> SandboxNamespaces | None:
         """See `polypod.plugin.services.Supervisor.namespaces`."""
@@ -341,6 +358,13 @@ def _namespaces(sandbox_id: SandboxId, answer: Message, fds: list[int]) -> Sandb
     named = dict(zip(answer["kinds"], fds, strict=True))
     netlink = named.pop("netlink", None)
     return SandboxNamespaces(sandbox_id, named, netlink, int(answer["init_pid"]) or None)
+
+
+def _ids(ids: IdMaps) -> Message:
+    return {
+        name: [[each.container_id, each.host_id, each.size] for each in ranges]
+        for name, ranges in (("uids", ids.uids), ("gids", ids.gids))
+    }
 
 
 def _status(record: Message) -> ExitStatus:

@@ -102,6 +102,10 @@ class Sources:
     mounts: Mapping[str, MountSource] = field(default_factory=dict)
     """Destination of a bind mount → what was opened for it."""
     cgroup_view: CgroupView = CgroupView()
+    dev: str = ""
+    """A file system for ``/dev`` with all nodes, where the container's root may not make any."""
+    nodes: Mapping[str, str] = field(default_factory=dict)
+    """For the same reason: path of a device elsewhere → what was opened for it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,16 +129,18 @@ def compile_container(config: OciConfig, sources: Sources) -> Plan:
     """
     _refuse_what_is_missing(config)
     made, joined, pid = _namespaces(config.linux.namespaces, sources.namespaces)
+    users = _users(config.linux, sources.namespaces)
     flags = 0
-    for kind in made:
+    for kind in ["mount"] if users else made:
         flags |= _CLONE.get(kind, 0)
     operations = [
-        *_enter(sources.cgroups, joined, made),
-        *_own_namespaces(config, made),
+        *([op.JoinCgroups(sources=list(sources.cgroups))] if sources.cgroups else []),
         *_oom_score(config.process),
+        *_enter(joined, made, users),
+        *_own_namespaces(config, made),
         *_root(config, sources),
         op.StartSession(),
-        *_streams(config.process, sources.streams, own_console=True),
+        *_streams(config.process, sources.streams, own_console=True, given=not users),
         *_close_paths(config.linux),
         op.ChangeRoot(),
         *_close_root(config),
@@ -145,13 +151,13 @@ def compile_container(config: OciConfig, sources: Sources) -> Plan:
 
 def compile_exec(process: Process, seccomp: Seccomp | None, sources: ExecSources) -> Plan:
     """Return the plan of an extra process: the container's confinement, nothing of its set-up."""
-    joined = [kind for kind in (*_JOINED_FIRST, "mount") if kind in sources.kinds]
+    joined = [kind for kind in ("user", *_JOINED_FIRST, "mount") if kind in sources.kinds]
     operations = [
         *([op.JoinCgroups(sources=list(sources.cgroups))] if sources.cgroups else []),
         *_oom_score(process),
         op.JoinNamespaces(items=[], kinds=joined, pidfd=sources.pidfd),
         op.StartSession(),
-        *_streams(process, sources.streams, own_console=False),
+        *_streams(process, sources.streams, own_console=False, given="user" not in sources.kinds),
         *_become(process, seccomp),
     ]
     return Plan(0, operations, sources.pidfd if "pid" in sources.kinds else "")
@@ -166,12 +172,13 @@ def _refuse_what_is_missing(config: OciConfig) -> None:
         )
     if process.selinux_label or linux.mount_label:
         raise Unsupported(f"SELinux label {process.selinux_label!r}: not enabled on this host")
-    if any(item.type in ("user", "time") for item in linux.namespaces):
-        raise Unsupported("user and time namespaces are not supported by the namespaces engine yet")
-    if linux.uid_mappings or linux.gid_mappings:
-        raise Unsupported(
-            "linux.uidMappings and gidMappings take a user namespace: not supported yet"
-        )
+    if any(item.type == "time" for item in linux.namespaces):
+        raise Unsupported("time namespaces are not supported by the namespaces engine yet")
+    users = [item for item in linux.namespaces if item.type == "user"]
+    if any(not item.path for item in users):
+        raise Unsupported("a user namespace is the pod's: a container cannot make one of its own")
+    if {bool(users)} != {bool(linux.uid_mappings), bool(linux.gid_mappings)}:
+        raise Unsupported("linux.uidMappings and gidMappings go together with a user namespace")
     if not any(item.type == "mount" for item in linux.namespaces):
         raise InvalidArgument("linux.namespaces: a mount namespace is needed for a root of its own")
 
@@ -188,6 +195,8 @@ def _namespaces(
             made.append(item.type)
         elif item.path not in sources:
             raise InvalidArgument(f"namespace {item.type}: {item.path!r} was not opened")
+        elif item.type == "user":
+            continue
         elif item.type == "pid":
             pid = sources[item.path]
         else:
@@ -195,11 +204,17 @@ def _namespaces(
     return made, joined, pid
 
 
-def _enter(
-    cgroups: tuple[str, ...], joined: list[list[str]], made: list[str]
-) -> Iterator[Operation]:
-    if cgroups:
-        yield op.JoinCgroups(sources=list(cgroups))
+def _users(linux: Linux, sources: Mapping[str, str]) -> str:
+    """Return the source of the user namespace; ``""`` = the host's."""
+    return next((sources[item.path] for item in linux.namespaces if item.type == "user"), "")
+
+
+def _enter(joined: list[list[str]], made: list[str], users: str) -> Iterator[Operation]:
+    """The user namespace first: it shall own what is made. What takes the host's rights came before."""
+    if users:
+        yield op.EnterUserNamespace(
+            source=users, kinds=[kind for kind in made if kind not in _LATE]
+        )
     if joined:
         yield op.JoinNamespaces(items=joined, kinds=[], pidfd="")
     late = [kind for kind in made if kind in _LATE]
@@ -235,22 +250,22 @@ def _root(config: OciConfig, sources: Sources) -> Iterator[Operation]:
     yield op.AttachRoot(source=sources.root)
     targets = [container_path(item.destination, "mounts.destination") for item in config.mounts]
     if "/dev" not in targets:
-        yield from _devices(config)
+        yield from _devices(config, sources)
     for mount, target in zip(config.mounts, targets, strict=True):
         yield _mount(mount, target, sources)
         if target == "/dev" and mount.type == "tmpfs":
             # Right after it, so that a volume on one of them wins; a bound /dev is left as it is.
-            yield from _devices(config)
+            yield from _devices(config, sources)
     for device in config.linux.devices:
         if not _in_dev(device):
-            yield _device(device)
+            yield from _device(device, sources)
     if config.process.cwd not in ("", "/"):
         yield op.MakeDirectory(path=config.process.cwd, mode=0o755)
 
 
-def _devices(config: OciConfig) -> Iterator[Operation]:
+def _devices(config: OciConfig, sources: Sources) -> Iterator[Operation]:
     for device in (*DEFAULT_DEVICES, *filter(_in_dev, config.linux.devices)):
-        yield _device(device)
+        yield from _device(device, sources)
     for path, target in _DEV_LINKS:
         yield op.MakeLink(path=path, target=target)
 
@@ -259,10 +274,20 @@ def _in_dev(device: OciDevice) -> bool:
     return device.path.startswith("/dev/")
 
 
+def bound_nodes(config: OciConfig) -> tuple[bool, tuple[OciDevice, ...]]:
+    """Return what a launch into a user namespace needs: a ready ``/dev`` or not, and nodes to bind."""
+    kinds = [item.type for item in config.mounts if item.destination == "/dev"]
+    if kinds:
+        return "tmpfs" in kinds, tuple(each for each in config.linux.devices if not _in_dev(each))
+    return False, (*DEFAULT_DEVICES, *config.linux.devices)
+
+
 def _mount(mount: OciMount, target: str, sources: Sources) -> Operation:
     if mount.destination in sources.mounts:
         opened = sources.mounts[mount.destination]
         return op.AttachMount(source=opened.source, target=target, is_directory=opened.is_directory)
+    if target == "/dev" and mount.type == "tmpfs" and sources.dev:
+        return op.AttachMount(source=sources.dev, target=target, is_directory=True)
     options = parse_mount_options(mount.options, target)
     if options.bind or not mount.type or mount.type == "bind":
         raise InvalidArgument(f"mount {target}: its source {mount.source!r} was not opened")
@@ -288,8 +313,14 @@ def _early(target: str, attributes: int) -> int:
     return attributes & ~RDONLY if target == "/dev" else attributes
 
 
-def _device(device: OciDevice) -> Operation:
-    return op.MakeDevice(
+def _device(device: OciDevice, sources: Sources) -> Iterator[Operation]:
+    if device.path in sources.nodes:
+        source = sources.nodes[device.path]
+        yield op.AttachMount(source=source, target=device.path, is_directory=False)
+        return
+    if sources.dev and _in_dev(device):
+        return
+    yield op.MakeDevice(
         path=device.path,
         kind=device.type,
         major=device.major,
@@ -300,7 +331,10 @@ def _device(device: OciDevice) -> Operation:
     )
 
 
-def _streams(process: Process, streams: Streams, *, own_console: bool) -> Iterator[Operation]:
+def _streams(
+    process: Process, streams: Streams, *, own_console: bool, given: bool
+) -> Iterator[Operation]:
+    """``given``: to the program's user; in a user namespace that takes the host's rights, and is done before."""
     if process.terminal:
         height, width = process.console_size or (0, 0)
         yield op.OpenTerminal(
@@ -312,7 +346,10 @@ def _streams(process: Process, streams: Streams, *, own_console: bool) -> Iterat
         )
         return
     yield op.UseStdio(
-        stdin=streams.stdin, stdout=streams.stdout, stderr=streams.stderr, uid=process.user.uid
+        stdin=streams.stdin,
+        stdout=streams.stdout,
+        stderr=streams.stderr,
+        uid=process.user.uid if given else -1,
     )
 
 

@@ -45,6 +45,7 @@ class MountInputs:
     privileged: bool = False
     readonly_rootfs: bool = False
     user_namespace: bool = False
+    host_network: bool = False
     devpts_gid: int | None = _TTY_GID
 
 
@@ -88,9 +89,17 @@ def _default_mounts(inputs: MountInputs) -> tuple[OciMount, ...]:
         ),
         OciMount("/dev/mqueue", "mqueue", "mqueue", _STRICT),
         _shm(inputs.files.shm),
-        OciMount("/sys", "sysfs", "sysfs", (*_STRICT, *kernel)),
+        _sys(inputs),
         OciMount("/sys/fs/cgroup", "cgroup", "cgroup", (*_STRICT, "relatime", *kernel)),
     )
+
+
+def _sys(inputs: MountInputs) -> OciMount:
+    """Root of a user namespace may only mount the sysfs of a network that is its own."""
+    if inputs.user_namespace and inputs.host_network:
+        return OciMount("/sys", "bind", "/sys", ("bind", "rprivate", "ro", *_STRICT))
+    access = () if inputs.privileged else ("ro",)
+    return OciMount("/sys", "sysfs", "sysfs", (*_STRICT, *access))
 
 
 def _shm(source: str) -> OciMount:

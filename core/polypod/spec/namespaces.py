@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
+from typing import Final
 
 from polypod.plugin.errors import InvalidArgument
 from polypod.plugin.oci import Namespace, OciIdMapping
 from polypod.plugin.requests import IdMapping, NamespaceMode, NamespaceOptions, UserNamespace
+
+_RANGES_MAX: Final = 340
+"""user_namespaces(7), since Linux 4.15."""
 
 
 def sandbox_namespace(kind: str) -> str:
@@ -33,7 +38,8 @@ def container_namespaces(
 
     Network, IPC and UTS are the sandbox's, whatever the container's own copy of the options says: the
     kubelet sends the same values, and a container cannot leave its pod's. A pod in the host's network
-    has the host's name too. Privileged containers see the host's cgroup tree.
+    has the host's name too. Privileged containers see the host's cgroup tree, except in a user namespace,
+    where nobody may mount it.
 
     Args:
         sandbox: the sandbox's options.
@@ -54,7 +60,7 @@ def container_namespaces(
     if sandbox.ipc is not NamespaceMode.NODE:
         found.append(Namespace("ipc", paths.get("ipc", "")))
     found += _pid(container, paths)
-    if not privileged:
+    if not privileged or has_user_namespace(sandbox):
         found.append(Namespace("cgroup"))
     if has_user_namespace(sandbox):
         found.append(Namespace("user", paths.get("user", "")))
@@ -72,7 +78,11 @@ def id_mappings(
     """Return the uid and gid mappings of a pod's user namespace; both empty without one.
 
     Raises:
-        InvalidArgument: POD without mappings, or a range that is empty or out of bounds.
+        InvalidArgument: POD without mappings; a range is empty, out of bounds or overlaps another one; the
+            ids of root are not mapped.
+
+    Spec:
+        kubernetes/cri-api api.proto, UserNamespace; man user_namespaces(7).
     """
     if userns is None or userns.mode is NamespaceMode.NODE:
         return (), ()
@@ -80,15 +90,32 @@ def id_mappings(
         raise InvalidArgument(f"userns_options.mode {userns.mode.name}: must be POD or NODE")
     if not userns.uids or not userns.gids:
         raise InvalidArgument("userns_options: mode POD needs uids and gids")
-    return oci_mappings(userns.uids, "uids"), oci_mappings(userns.gids, "gids")
+    found = oci_mappings(userns.uids, "uids"), oci_mappings(userns.gids, "gids")
+    for field, ranges in zip(("uids", "gids"), found, strict=True):
+        if host_id(0, ranges) is None:
+            raise InvalidArgument(
+                f"userns_options.{field}: container id 0 is not mapped, and a container is set up by its root"
+            )
+    return found
+
+
+def host_id(inside: int, ranges: tuple[OciIdMapping, ...]) -> int | None:
+    """Return what an id of a user namespace is on the host; None if nothing."""
+    for item in ranges:
+        if 0 <= inside - item.container_id < item.size:
+            return item.host_id + inside - item.container_id
+    return None
 
 
 def oci_mappings(mappings: tuple[IdMapping, ...], field: str) -> tuple[OciIdMapping, ...]:
     """Return mappings in OCI's form.
 
     Raises:
-        InvalidArgument: a range is empty, or leaves the 32 bits of an id.
+        InvalidArgument: a range is empty, leaves the 32 bits of an id, or overlaps another one; there are more
+            than the kernel takes.
     """
+    if len(mappings) > _RANGES_MAX:
+        raise InvalidArgument(f"{field}: {len(mappings)} ranges, the kernel takes {_RANGES_MAX}")
     for item in mappings:
         first, last = min(item.host_id, item.container_id), max(item.host_id, item.container_id)
         if item.length < 1 or first < 0 or last + item.length > 2**32 - 1:
@@ -96,7 +123,16 @@ def oci_mappings(mappings: tuple[IdMapping, ...], field: str) -> tuple[OciIdMapp
                 f"{field}: host {item.host_id}, container {item.container_id}, length {item.length} is "
                 "no range of ids"
             )
+    for side in ("host_id", "container_id"):
+        _check_apart([(getattr(item, side), item.length) for item in mappings], f"{field}: {side}")
     return tuple(OciIdMapping(item.container_id, item.host_id, item.length) for item in mappings)
+
+
+def _check_apart(ranges: list[tuple[int, int]], field: str) -> None:
+    ranges.sort()
+    for (first, length), (second, _) in itertools.pairwise(ranges):
+        if second < first + length:
+            raise InvalidArgument(f"{field} {second} is in two ranges")
 
 
 def _pid(container: NamespaceOptions, paths: Mapping[str, str]) -> list[Namespace]:

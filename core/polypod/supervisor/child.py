@@ -24,6 +24,7 @@ from polypod.supervisor.steps import (
     process,
     rootfs,
     stdio,
+    users,
 )
 from polypod.supervisor.steps.context import Context
 
@@ -40,6 +41,7 @@ _RUNNING, _EXECUTING, _FAILED = 0, 1, 2
 
 EXECUTORS: dict[type[Operation], Executor] = {
     operations.JoinNamespaces: namespaces.join_namespaces,
+    operations.EnterUserNamespace: users.enter_user_namespace,
     operations.JoinCgroups: cgroups.join_cgroups,
     operations.Unshare: namespaces.unshare,
     operations.SetHostname: namespaces.set_hostname,

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import gc
 import os
 import select
 import signal
+import socket
 from functools import partial
 
 from polypod.plan import channel
@@ -15,6 +17,7 @@ from polypod.supervisor import child
 from polypod.supervisor.kernel import files, namespace, process
 from polypod.supervisor.steps.context import Context
 from polypod.supervisor.steps.process import Program
+from polypod.supervisor.steps.users import PID
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -64,7 +67,7 @@ class Process:
 class Launch:
     """A clone that has not executed yet. ``peer`` waits for an answer, or nobody does."""
 
-    __slots__ = ("gate", "hold", "number", "peer", "plan", "process", "report", "status")
+    __slots__ = ("birth", "gate", "hold", "number", "peer", "plan", "process", "report", "status")
 
     def __init__(
         self, process: Process, report: child.Report, *, status: int, gate: int, hold: bool
@@ -77,6 +80,8 @@ class Launch:
         self.plan: Plan | None = None
         self.peer: Peer | None = None
         self.number: object = None
+        self.birth = -1
+        """A socket that tells of the process that goes on where the cloned one, ``process``, does not."""
 
     def held(self) -> list[int]:
         """Return what another supervisor needs to release it."""
@@ -88,15 +93,26 @@ class Launch:
             os.write(self.gate, b"g")
         self.close_gate()
 
+    def close_birth(self) -> None:
+        """Nobody is to be told of any more."""
+        if self.birth >= 0:
+            os.close(self.birth)
+            self.birth = -1
+
     def close_gate(self) -> None:
         """It will not execute if it has not passed."""
         if self.gate >= 0:
             os.close(self.gate)
             self.gate = -1
 
+    def failure(self) -> OSError:
+        """Return why it came to nothing."""
+        return self.report.failure(self.plan) or OSError(errno.ECANCELED, "the process was killed")
+
     def close(self) -> None:
         """Give everything back but the process."""
         self.close_gate()
+        self.close_birth()
         os.close(self.status)
         self.report.close()
 
@@ -126,12 +142,17 @@ class Launcher:
         """
         made: list[int] = []
         report = child.Report(keepable=hold)
+        birth = -1
         try:
             context = Context(fds, Program(plan.execute), proc=self.proc, null=-1)
             made += os.pipe2(os.O_CLOEXEC)
             made += os.pipe2(os.O_CLOEXEC)
             status_read, status_write, gate_read, gate_write = made
             context.keep = (status_write, gate_read)
+            if plan.is_born_late:
+                near, far = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+                birth, context.birth = near.detach(), far.detach()
+                made += (birth, context.birth)
             pid, pidfd = self._clone_into(plan, context)
         except BaseException:
             channel.close_all(made)
@@ -144,8 +165,24 @@ class Launcher:
         os.close(gate_read)
         launched = Process(process_id, pid, pidfd, self._start_time(pid), labels)
         launch = Launch(launched, report, status=status_read, gate=gate_write, hold=hold)
-        launch.plan = plan
+        launch.plan, launch.birth = plan, birth
+        if context.birth >= 0:
+            os.close(context.birth)
         return launch
+
+    def is_born(self, launch: Launch) -> bool:
+        """Make the launch one of the process that goes on, if there is one; only once."""
+        birth, first = launch.birth, launch.process
+        launch.birth = -1
+        with socket.socket(fileno=birth) as sock:
+            said, fds, _flags, _address = socket.recv_fds(sock, PID.size, 1)
+        if not said:
+            return False
+        (pid,) = PID.unpack(said)
+        os.close(first.pidfd)
+        start_time = self._start_time(pid)
+        launch.process = Process(first.process_id, pid, fds[0], start_time, first.labels)
+        return True
 
     def _clone_into(self, plan: Plan, context: Context) -> tuple[int, int]:
         """Clone, into the pid namespace that the plan names: no process can move to another one."""
@@ -174,7 +211,8 @@ class Launcher:
         try:
             # Nothing of the supervisor's: its clients and gates must see its end, whatever we wait for.
             mounts = self.host_mounts if on_host else -1
-            files.close_all_but([0, 1, 2, self.proc, mounts, *context.keep, *context.fds])
+            kept = [0, 1, 2, self.proc, mounts, context.birth, *context.keep, *context.fds]
+            files.close_all_but(kept)
             # A collection would touch, and so copy, every page of ours.
             gc.disable()
             os.umask(0)

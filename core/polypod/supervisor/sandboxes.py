@@ -11,6 +11,7 @@ import os
 import signal
 import socket
 
+from polypod.supervisor import owned
 from polypod.supervisor.kernel import namespace, process
 from polypod.supervisor.server import note
 from polypod.supervisor.steps import seclusion
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     Message = dict[str, Any]
+    Maps = dict[str, list[list[int]]]
 
 
 KINDS = frozenset({"network", "ipc", "uts", "pid"})
@@ -70,10 +72,7 @@ class Home:
         try:
             self._step_in(stepped, hostname, sysctls, fds)
             if "network" in stepped:
-                sock = socket.socket(
-                    socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, _NETLINK_ROUTE
-                )
-                fds["netlink"] = sock.detach()
+                fds["netlink"] = _netlink_socket()
             # The init is born in there: it has no more of the host than the containers have.
             return self._with_init(fds) if "pid" in kinds else Sandbox(fds)
         except BaseException:
@@ -82,6 +81,43 @@ class Home:
             raise
         finally:
             self._come_back(stepped)
+
+    def make_owned(
+        self, kinds: list[str], hostname: str, sysctls: dict[str, str], maps: Maps
+    ) -> Sandbox:
+        """Make a user namespace and others that it owns; nothing is left on failure."""
+
+        def inside(done: int) -> None:
+            self._set_up(kinds, hostname, sysctls)
+            if "pid" in kinds:
+                _reap_for_ever(done)
+            owned.say_ready(done)
+
+        fds, pid, pidfd = owned.make(self._proc, kinds, maps, inside)
+        try:
+            if "network" in kinds:
+                fds["netlink"] = self._netlink(fds["network"])
+        except BaseException:
+            for fd in (*fds.values(), pidfd):
+                os.close(fd)
+            raise
+        if "pid" in kinds:
+            return Sandbox(fds, pid, pidfd)
+        os.close(pidfd)
+        return Sandbox(fds)
+
+    def map_ids(self, maps: Maps) -> int:
+        """Return a user namespace that nobody lives in: it only says how ids are mapped."""
+        fds, _pid, pidfd = owned.make(self._proc, [], maps, owned.say_ready)
+        os.close(pidfd)
+        return fds["user"]
+
+    def _netlink(self, network: int) -> int:
+        namespace.setns(network, process.CLONE_NEWNET)
+        try:
+            return _netlink_socket()
+        finally:
+            self._come_back(["network"])
 
     def tcp_socket(self, network: int, family: int) -> socket.socket:
         """Return a TCP socket that lives in a network namespace."""
@@ -102,6 +138,9 @@ class Home:
             namespace.unshare(flags)
         for kind in kinds:
             fds[kind] = self._open(kind)
+        self._set_up(kinds, hostname, sysctls)
+
+    def _set_up(self, kinds: list[str], hostname: str, sysctls: dict[str, str]) -> None:
         if hostname and "uts" in kinds:
             namespace.sethostname(hostname)
         for name, value in sysctls.items():
@@ -147,6 +186,11 @@ class Home:
             if done >= 0:
                 os.close(done)
         return Sandbox(fds, pid, pidfd)
+
+
+def _netlink_socket() -> int:
+    flags = socket.SOCK_RAW | socket.SOCK_CLOEXEC
+    return socket.socket(socket.AF_NETLINK, flags, _NETLINK_ROUTE).detach()
 
 
 def _reap_for_ever(done: int) -> None:

@@ -15,7 +15,7 @@ import socket
 import time
 
 from polypod.plan import channel
-from polypod.supervisor import child, start, tcp
+from polypod.supervisor import child, owned, start, tcp
 from polypod.supervisor.adoption import has_ended
 from polypod.supervisor.kernel import namespace, process
 from polypod.supervisor.launch import Launch, Launcher, Process
@@ -179,8 +179,12 @@ class Supervisor:
             kinds = strings(message, "kinds")
             if not set(kinds) <= KINDS:
                 raise Refusal("InvalidArgument", f"namespaces {kinds}: known are {sorted(KINDS)}")
-            sysctls = mapping(message, "sysctls")
-            made = self.home.make(kinds, str(message.get("hostname") or ""), sysctls)
+            sysctls, maps = mapping(message, "sysctls"), owned.read_maps(message)
+            hostname = str(message.get("hostname") or "")
+            if maps is None:
+                made = self.home.make(kinds, hostname, sysctls)
+            else:
+                made = self.home.make_owned(kinds, hostname, sysctls, maps)
             self.sandboxes[name] = made
             self._hold(f"sandbox/{name}", made.meta(), made.held())
         return self._namespaces_of(name)
@@ -194,6 +198,13 @@ class Supervisor:
         sandbox = self.sandboxes[name]
         answer: Message = {"kinds": list(sandbox.fds), "init_pid": sandbox.init_pid}
         return answer, list(sandbox.fds.values())
+
+    def map_ids(self, peer: Peer, message: Message, _fds: list[int]) -> None:
+        """Make a user namespace for who maps the ids of mounts; it is not kept."""
+        maps = owned.read_maps(message)
+        if maps is None:
+            raise Refusal("InvalidArgument", "map_ids: ids are missing")
+        self.loop.answer(peer, message.get("id"), {}, [self.home.map_ids(maps)])
 
     def list_namespaces(self, _peer: Peer, message: Message, _fds: list[int]) -> Answer:
         """Return the sandboxes, a page at a time."""
@@ -224,6 +235,16 @@ class Supervisor:
         launch = self.launcher.clone(
             plan, process_id, fds, dict(labels), hold=hold, on_host=on_host
         )
+        launch.peer, launch.number = peer, message.get("id")
+        if launch.birth < 0:
+            self._begin(launch)
+            return
+        self.processes[process_id] = launch.process
+        self.launches[process_id] = launch
+        self.loop.add(launch.birth, lambda _events: self._born(launch))
+
+    def _begin(self, launch: Launch) -> None:
+        process_id = launch.process.process_id
         try:
             # The keeper has the pidfd before the process may execute: see its _reap.
             self.store.put(f"process/{process_id}", launch.process.meta(), [launch.process.pidfd])
@@ -231,11 +252,29 @@ class Supervisor:
             launch.close()
             os.close(launch.process.pidfd)
             raise Refusal("Unavailable", f"launch {process_id}: keeper: {error}") from error
-        launch.peer, launch.number = peer, message.get("id")
         self.processes[process_id] = launch.process
         self._await(launch)
-        if not hold:
+        if not launch.hold:
             launch.open_gate()
+
+    def _born(self, launch: Launch) -> None:
+        """The process that will execute is there, or there will be none."""
+        process_id = launch.process.process_id
+        self.loop.drop(launch.birth)
+        del self.processes[process_id], self.launches[process_id]
+        if self.launcher.is_born(launch):
+            try:
+                self._begin(launch)
+            except Refusal as error:
+                self._refuse_launch(launch, error)
+            return
+        os.close(launch.process.pidfd)
+        self._refuse_launch(launch, launch.failure())
+        launch.close()
+
+    def _refuse_launch(self, launch: Launch, error: Exception) -> None:
+        if launch.peer is not None:
+            self.loop.refuse(launch.peer, launch.number, error)
 
     def _await(self, launch: Launch) -> None:
         self.launches[launch.process.process_id] = launch
@@ -313,6 +352,7 @@ class Supervisor:
         launch = self.launches.pop(process_id, None)
         if launch is not None:
             self.loop.drop(launch.status)
+            self.loop.drop(launch.birth)
             launch.close()
         self._forget(process_id)
         return {"known": found is not None}, []
@@ -392,6 +432,7 @@ _HELD_FDS = 4
 _OPERATIONS = {
     "make_namespaces": Supervisor.make_namespaces,
     "namespaces": Supervisor.namespaces,
+    "map_ids": Supervisor.map_ids,
     "list_namespaces": Supervisor.list_namespaces,
     "drop_namespaces": Supervisor.drop_namespaces,
     "launch": Supervisor.launch,

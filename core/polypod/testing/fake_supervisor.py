@@ -13,12 +13,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from polypod.plan.operations import ChangeDirectory, Execute, Plan, SetUser, UseStdio
-from polypod.plugin.errors import AlreadyExists, BackendError, NotFound
+from polypod.plugin.errors import AlreadyExists, BackendError, InvalidArgument, NotFound
 from polypod.plugin.ids import ProcessId, SandboxId
 from polypod.plugin.oci import User
 from polypod.plugin.rootfs import DirectoryRootfs
 from polypod.plugin.services import (
     ExitStatus,
+    IdMaps,
     Launched,
     LiveProcess,
     ProcessExit,
@@ -82,11 +83,21 @@ class FakeSupervisor:
         *,
         hostname: str = "",
         sysctls: Mapping[str, str] | None = None,
+        ids: IdMaps | None = None,
     ) -> SandboxNamespaces:
         """Note what was asked for, and open a null device for each."""
         await self.faults.hit("make_namespaces")
+        if ("user" in kinds) is not (ids is not None):
+            raise InvalidArgument(f"sandbox {sandbox_id}: a user namespace and its ids go together")
         self.pinned.setdefault(sandbox_id, _Pinned(kinds, hostname, dict(sysctls or {})))
         return self._open(sandbox_id)
+
+    async def map_ids(self, ids: IdMaps, /) -> int:
+        """Open a null device."""
+        await self.faults.hit("map_ids")
+        if not ids.uids:
+            raise InvalidArgument("map_ids: no ids are mapped")
+        return _null()
 
     async def namespaces(self, sandbox_id: SandboxId, /) -> SandboxNamespaces | None:
         """Return what is pinned."""

@@ -88,9 +88,9 @@ def one(plan: Plan, name: str):
 def test_order_of_a_whole_container():
     assert names(compile_container(CONFIG, SOURCES)) == [
         "join-cgroups",
+        "set-oom-score",
         "join-namespaces",
         "unshare",
-        "set-oom-score",
         "attach-root",
         "mount",
         "mount",

@@ -60,6 +60,13 @@ def capget() -> tuple[int, int, int]:
     )
 
 
+def become_root() -> None:
+    """Become user and group 0 of a user namespace that we have just entered; its rights are ours already."""
+    os.setgroups([])
+    os.setresgid(0, 0, 0)
+    os.setresuid(0, 0, 0)
+
+
 def capset(effective: int, permitted: int, inheritable: int) -> None:
     """Set our sets."""
     header = _Header(_CAPABILITY_VERSION_3, 0)

@@ -22,10 +22,10 @@ class Context:
     ``root`` is a descriptor of the new root (E5: nothing is opened by a plain path); ``proc`` one of
     a procfs that no container can have touched (E3); ``null`` one of a ``/dev/null`` that is ours (E4).
     ``keep`` are the pipes to the supervisor: they stay open until execve. ``program`` is what will be
-    executed, prepared.
+    executed, prepared. ``birth`` is a socket to the supervisor if another process goes on midway.
     """
 
-    __slots__ = ("fds", "keep", "null", "proc", "proc_devices", "program", "root")
+    __slots__ = ("birth", "fds", "keep", "null", "proc", "proc_devices", "program", "root")
 
     def __init__(
         self, fds: list[int], program: Program, *, proc: int, null: int, keep: tuple[int, ...] = ()
@@ -35,6 +35,7 @@ class Context:
         self.null = null
         self.keep = keep
         self.program = program
+        self.birth = -1
         self.root = -1
         self.proc_devices: set[int] = set()
         """st_dev of procfs instances in the container: nothing else is attached there unasked (E3)."""

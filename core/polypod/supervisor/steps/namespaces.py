@@ -6,7 +6,7 @@ import errno
 import os
 
 from polypod.plan import operations
-from polypod.supervisor.kernel import files, namespace
+from polypod.supervisor.kernel import credentials, files, namespace
 from polypod.supervisor.steps.context import Context
 
 _SYSCTL_TRANSLATION = str.maketrans("./", "/.")
@@ -22,6 +22,8 @@ def join_namespaces(op: operations.JoinNamespaces, context: Context) -> None:
     for kind in op.kinds:
         flags |= namespace.FLAGS[kind]
     namespace.setns(context.source(op.pidfd), flags)
+    if "user" in op.kinds:
+        credentials.become_root()
     if "mount" in op.kinds:
         # Joining a mount namespace puts us at its root.
         context.root = os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
