@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from support.namespaces import NamespacesSubject, busybox_root
 
+from polypod.backend.cgroups import Cgroups, discover
 from polypod.plugin.ids import SandboxId, new_id
 from polypod.plugin.oci import OciMount
 from polypod.plugin.rootfs import DirectoryRootfs
@@ -17,7 +18,6 @@ from polypod.plugin.runtime import RuntimeContext, SandboxSpec
 from polypod.processes.host import ProcessHost
 from polypod.testing.runtime_lab import RuntimeLab
 from polypod.testing.runtime_suite import CHECKS, Outcome, run_check
-from polypod_fly.host import Group
 from polypod_fly.plugin import plugin
 
 pytestmark = [pytest.mark.needs_root, pytest.mark.needs_overlay, pytest.mark.needs_busybox]
@@ -58,7 +58,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 async def subject(tmp_path, root, host):
     parent = f"/polypod-test-{secrets.token_hex(4)}"
     yield FlySubject(tmp_path, root, host, parent)
-    Group(parent).remove()
+    Cgroups(discover().only_tracking()).end(parent)
 
 
 @pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)

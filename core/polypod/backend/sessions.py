@@ -40,11 +40,11 @@ def exec_group(container: Container, spec: ExecSpec) -> str:
 async def launch_exec(
     supervisor: Supervisor,
     cgroups: Cgroups,
+    handler: str,
     container: Container,
     spec: ExecSpec,
     /,
     *,
-    handler: str,
     kinds: tuple[str, ...],
     seccomp: Seccomp | None,
 ) -> ExecSession:
@@ -55,9 +55,9 @@ async def launch_exec(
     Args:
         supervisor: that launches it.
         cgroups: in which the container is.
+        handler: whose it is; an exec that outlives its daemon is found by that label.
         container: a living one, whose pidfd is known.
         spec: what to run, as core asks for it.
-        handler: whose it is; an exec that outlives its daemon is found by that label.
         kinds: of the container's namespaces that are joined.
         seccomp: the container's own filter.
 

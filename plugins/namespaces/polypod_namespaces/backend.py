@@ -169,9 +169,9 @@ class NamespacesBackend:
         return await launch_exec(
             self._supervisor,
             self._cgroups,
+            self._handler,
             self._containers.alive(spec.container_id),
             spec,
-            handler=self._handler,
             kinds=joined_kinds(spec.config),
             seccomp=spec.config.linux.seccomp,
         )

@@ -202,8 +202,6 @@ def test_a_pid_that_is_somebody_elses_by_now_is_nobody():
 def test_a_held_process_is_a_copy_of_our_interpreter():
     assert not executes(os.getpid())
     with subprocess.Popen(["sleep", "100"]) as other:
-        with open(f"/proc/{other.pid}/comm") as file:
-            assert file.read() == "sleep\n"
         assert executes(other.pid)
         other.kill()
     assert executes(other.pid)

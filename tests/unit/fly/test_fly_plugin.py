@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import pytest
 
-from polypod.plugin import Feature, InvalidArgument, RootfsForm, RuntimeContext, Stdio
+from polypod.plugin import Feature, InvalidArgument, RootfsForm, RuntimeContext
 from polypod.testing.fake_supervisor import FakeSupervisor
-from polypod_fly.host import Group, Opened
 from polypod_fly.plugin import plugin
 
 
@@ -38,21 +36,3 @@ async def test_an_opened_one_has_nothing_and_closes_twice(tmp_path):
     assert (found.sandboxes, found.containers) == ({}, {})
     await backend.close()
     await backend.close()
-
-
-def test_descriptors_are_numbered_and_only_our_own_closed():
-    ours, lent = os.open("/dev/null", os.O_RDONLY), os.open("/dev/null", os.O_RDONLY)
-    with Opened() as opened:
-        assert (opened.take(ours), opened.lend(lent)) == ("fd:0", "fd:1")
-        streams = opened.streams(Stdio(stdout=lent))
-        assert (streams.stdin, streams.stdout, streams.stderr) == ("", "fd:2", "")
-        assert opened.fds == [ours, lent, lent]
-    with pytest.raises(OSError, match="Bad file descriptor"):
-        os.fstat(ours)
-    os.close(lent)
-
-
-def test_a_group_that_is_not_there_has_nobody_and_is_removed():
-    group = Group("/polypod-no-such-group/box")
-    group.kill(9)
-    group.remove()
