@@ -6,12 +6,14 @@ The generated base class answers UNIMPLEMENTED for methods that are not overridd
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING, Any
 
 from typing_extensions import override
 
 import polypod
-from polypod.api import decode, encode
+from polypod.api import decode, decode_checkpoints, encode
+from polypod.api.streams import pieces
 from polypod.api.v1 import api_pb2 as pb
 from polypod.api.v1 import api_pb2_grpc as rpc
 
@@ -99,7 +101,23 @@ class RuntimeService(rpc.RuntimeServiceServicer):
         return pb.PodSandboxStatusResponse(
             status=encode.sandbox_status(view),
             info=encode.info(view.info) if request.verbose else {},
+            containers_statuses=[encode.container_status(each) for each in view.containers],
+            timestamp=view.at_ns,
         )
+
+    @override
+    async def StreamPodSandboxes(
+        self,
+        request: pb.StreamPodSandboxesRequest,
+        context: Context,
+    ) -> AsyncIterator[pb.StreamPodSandboxesResponse]:
+        views = await self._heart.list_sandboxes(decode.sandbox_filter(request.filter))
+        async for piece in pieces(
+            views,
+            encode.sandbox,
+            lambda items: pb.StreamPodSandboxesResponse(pod_sandboxes=items),
+        ):
+            yield piece
 
     @override
     async def ListPodSandbox(
@@ -160,6 +178,33 @@ class RuntimeService(rpc.RuntimeServiceServicer):
         return pb.ListContainersResponse(containers=[encode.container(view) for view in views])
 
     @override
+    async def StreamContainers(
+        self,
+        request: pb.StreamContainersRequest,
+        context: Context,
+    ) -> AsyncIterator[pb.StreamContainersResponse]:
+        views = await self._heart.list_containers(decode.container_filter(request.filter))
+        async for piece in pieces(
+            views, encode.container, lambda items: pb.StreamContainersResponse(containers=items)
+        ):
+            yield piece
+
+    @override
+    async def GetContainerEvents(
+        self,
+        request: pb.GetEventsRequest,
+        context: Context,
+    ) -> AsyncIterator[pb.ContainerEventResponse]:
+        reader = self._heart.open_events()
+        try:
+            # Tells the client that from here on it misses nothing.
+            await context.send_initial_metadata(())
+            async for event in reader.events():
+                yield encode.event(event)
+        finally:
+            reader.close()
+
+    @override
     async def ContainerStatus(
         self,
         request: pb.ContainerStatusRequest,
@@ -189,6 +234,34 @@ class RuntimeService(rpc.RuntimeServiceServicer):
     ) -> pb.UpdatePodSandboxResourcesResponse:
         await self._heart.update_sandbox(*decode.update_sandbox(request))
         return pb.UpdatePodSandboxResourcesResponse()
+
+    @override
+    async def CheckpointContainer(
+        self,
+        request: pb.CheckpointContainerRequest,
+        context: Context,
+    ) -> pb.CheckpointContainerResponse:
+        await self._heart.checkpoint_container(*decode_checkpoints.checkpoint_container(request))
+        return pb.CheckpointContainerResponse()
+
+    @override
+    async def CheckpointPod(
+        self,
+        request: pb.CheckpointPodRequest,
+        context: Context,
+    ) -> pb.CheckpointPodResponse:
+        await self._heart.checkpoint_pod(*decode_checkpoints.checkpoint_pod(request))
+        return pb.CheckpointPodResponse()
+
+    @override
+    async def RestorePod(
+        self,
+        request: pb.RestorePodRequest,
+        context: Context,
+    ) -> pb.RestorePodResponse:
+        sandbox_id, made = await self._heart.restore_pod(*decode_checkpoints.restore_pod(request))
+        restored = [pb.RestoredContainer(name=name, container_id=id_) for name, id_ in made.items()]
+        return pb.RestorePodResponse(pod_sandbox_id=sandbox_id, restored_containers=restored)
 
     @override
     async def ReopenContainerLog(
@@ -253,3 +326,17 @@ class RuntimeService(rpc.RuntimeServiceServicer):
     ) -> pb.ListContainerStatsResponse:
         views = await self._heart.list_container_stats(decode.stats_filter(request.filter))
         return pb.ListContainerStatsResponse(stats=[encode.container_stats(v) for v in views])
+
+    @override
+    async def StreamContainerStats(
+        self,
+        request: pb.StreamContainerStatsRequest,
+        context: Context,
+    ) -> AsyncIterator[pb.StreamContainerStatsResponse]:
+        views = await self._heart.list_container_stats(decode.stats_filter(request.filter))
+        async for piece in pieces(
+            views,
+            encode.container_stats,
+            lambda items: pb.StreamContainerStatsResponse(container_stats=items),
+        ):
+            yield piece

@@ -10,19 +10,11 @@ from typing import Final
 
 UNIMPLEMENTED: Final = frozenset(
     {
-        "StreamPodSandboxes",
-        "StreamContainers",
-        "StreamContainerStats",
         "PodSandboxStats",
         "ListPodSandboxStats",
         "StreamPodSandboxStats",
-        "CheckpointContainer",
-        "CheckpointPod",
-        "RestorePod",
-        "GetContainerEvents",
         "ListMetricDescriptors",
         "ListPodSandboxMetrics",
         "StreamPodSandboxMetrics",
-        "StreamImages",
     }
 )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Self
 
@@ -97,6 +97,36 @@ class CriClient:
             return await getattr(service, name)(request, timeout=limit)
         except grpc.aio.AioRpcError as error:
             raise CriError(name, error.code(), error.details() or "no details") from None
+
+    async def stream(
+        self,
+        service: Any,  # noqa: ANN401 - one of the two generated stubs
+        name: str,
+        request: Any,  # noqa: ANN401 - the RPC's request message
+        *,
+        timeout_s: float | None = None,
+        opened: Callable[[], None] | None = None,
+    ) -> AsyncIterator[Any]:
+        """Make any call whose answer is a stream, and yield its messages.
+
+        Args:
+            service: `runtime` or `images`.
+            name: of the RPC.
+            request: its message.
+            timeout_s: for all of it; None = as long as it lasts.
+            opened: called when the server has taken the call: GetContainerEvents misses nothing then.
+        """
+        call = getattr(service, name)(request, timeout=timeout_s)
+        try:
+            if opened is not None:
+                await call.initial_metadata()
+                opened()
+            async for message in call:
+                yield message
+        except grpc.aio.AioRpcError as error:
+            raise CriError(name, error.code(), error.details() or "no details") from None
+        finally:
+            call.cancel()
 
     async def version(self) -> pb.VersionResponse:
         """Version."""
@@ -241,6 +271,52 @@ class CriClient:
         """PortForward; as `exec_url`. Without ports any may be connected to."""
         request = pb.PortForwardRequest(pod_sandbox_id=sandbox_id, port=ports)
         return str((await self.call(self.runtime, "PortForward", request)).url)
+
+    async def checkpoint_container(
+        self, container_id: str, location: str, timeout_s: int = 0
+    ) -> None:
+        """CheckpointContainer: write an archive at a path of the server's host; 0 = two minutes."""
+        request = pb.CheckpointContainerRequest(
+            container_id=container_id, location=location, timeout=timeout_s
+        )
+        await self.call(
+            self.runtime, "CheckpointContainer", request, timeout_s=timeout_s + self._timeout_s
+        )
+
+    async def checkpoint_pod(
+        self,
+        sandbox_id: str,
+        output_path: str,
+        container_ids: Sequence[str] = (),
+        options: Mapping[str, str] | None = None,
+    ) -> None:
+        """CheckpointPod: fill an empty directory of the server's host."""
+        request = pb.CheckpointPodRequest(
+            pod_sandbox_id=sandbox_id,
+            output_path=output_path,
+            container_ids=container_ids,
+            options=options or {},
+        )
+        await self.call(self.runtime, "CheckpointPod", request)
+
+    async def restore_pod(
+        self,
+        checkpoint_path: str,
+        config: pb.PodSandboxConfig,
+        containers: Sequence[pb.ContainerConfig],
+        handler: str = "",
+        options: Mapping[str, str] | None = None,
+    ) -> pb.RestorePodResponse:
+        """RestorePod; its containers are created, StartContainer lets each go on."""
+        request = pb.RestorePodRequest(
+            checkpoint_path=checkpoint_path,
+            config=config,
+            container_configs=containers,
+            runtime_handler=handler,
+            options=options or {},
+        )
+        answer: pb.RestorePodResponse = await self.call(self.runtime, "RestorePod", request)
+        return answer
 
     async def reopen_log(self, container_id: str) -> None:
         """ReopenContainerLog."""

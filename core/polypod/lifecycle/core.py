@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 
+from polypod.lifecycle.checkpoints import Checkpoints
 from polypod.lifecycle.containers import Containers
 from polypod.lifecycle.creating import Creating
 from polypod.lifecycle.events import Events
 from polypod.lifecycle.execs import Execs
+from polypod.lifecycle.feed import Reader, shown_containers
 from polypod.lifecycle.handling import Handling
 from polypod.lifecycle.heart import Heart
 from polypod.lifecycle.images import Images
@@ -16,6 +18,7 @@ from polypod.lifecycle.listing import list_containers, list_sandboxes, select_co
 from polypod.lifecycle.objects import Container, Sandbox
 from polypod.lifecycle.parts import Parts
 from polypod.lifecycle.recovery import Recovered, Recovery
+from polypod.lifecycle.restoring import Restoring
 from polypod.lifecycle.sandboxes import Sandboxes
 from polypod.lifecycle.starting import Starting
 from polypod.lifecycle.stats import Stats
@@ -53,6 +56,8 @@ class Core:
         self._sandboxes = Sandboxes(heart, teardown)
         self._creating = Creating(heart, containers)
         self._starting = Starting(heart)
+        self._checkpoints = Checkpoints(heart)
+        self._restoring = Restoring(heart, self._sandboxes, self._creating, teardown)
         self._execs = Execs(heart)
         self._streams = Streams(heart)
         self._images = Images(heart)
@@ -80,6 +85,8 @@ class Core:
         self._ready = False
         await self._heart.joins.close(self._heart.settings.close_s)
         await self._background.close()
+        self._checkpoints.close()
+        self._restoring.close()
         for sandbox in self._heart.sandboxes:
             sandbox.close_namespaces()
 
@@ -106,7 +113,12 @@ class Core:
         sandbox = self._heart.sandboxes.require(sandbox_id)
         if sandbox.record.state is SandboxState.CREATING:
             raise NotFound(f"sandbox {sandbox.record.id} is still being created")
-        return replace(sandbox.view, info=_sandbox_info(sandbox)) if verbose else sandbox.view
+        return replace(
+            sandbox.view,
+            containers=shown_containers(sandbox),
+            at_ns=self._heart.feed.stamp(),
+            info=_sandbox_info(sandbox) if verbose else {},
+        )
 
     async def list_sandboxes(self, filter_: Filter, /) -> Sequence[SandboxView]:
         """ListPodSandbox: newest first, one snapshot."""
@@ -200,6 +212,40 @@ class Core:
         self._require_ready()
         return self._streams.forward(sandbox_id, ports)
 
+    # Checkpoints
+
+    async def checkpoint_container(
+        self, container_id: str, location: str, timeout_s: float, /
+    ) -> None:
+        """CheckpointContainer: see `Checkpoints.container`."""
+        self._require_ready()
+        await self._checkpoints.container(container_id, location, timeout_s)
+
+    async def checkpoint_pod(
+        self,
+        sandbox_id: str,
+        output: str,
+        container_ids: Sequence[str],
+        options: Mapping[str, str],
+        /,
+    ) -> None:
+        """CheckpointPod: see `Checkpoints.pod`."""
+        self._require_ready()
+        await self._checkpoints.pod(sandbox_id, output, container_ids, options)
+
+    async def restore_pod(
+        self,
+        checkpoint: str,
+        config: SandboxConfig,
+        handler: str,
+        containers: Sequence[ContainerConfig],
+        options: Mapping[str, str],
+        /,
+    ) -> tuple[SandboxId, Mapping[str, ContainerId]]:
+        """RestorePod: see `Restoring.pod`."""
+        self._require_ready()
+        return await self._restoring.pod(checkpoint, config, handler, containers, options)
+
     async def reopen_log(self, container_id: str, /) -> None:
         """ReopenContainerLog: refused, and no file made, where the container does not run."""
         container = self._container(container_id)
@@ -225,6 +271,15 @@ class Core:
             if each.record.state is ContainerState.RUNNING
         ]
         return await self._stats.of_all(running)
+
+    def open_events(self) -> Reader:
+        """GetContainerEvents: everything that happens from now on."""
+        self._require_ready()
+        return self._heart.feed.open()
+
+    def end_events(self) -> None:
+        """End the streams of events: the server is about to leave."""
+        self._heart.feed.close()
 
     # The server
 

@@ -64,5 +64,7 @@ class ContainerRecord:
     """Of all updates of its limits, later ones first."""
     user: tuple[int, int, tuple[int, ...]] | None = None
     pid: int | None = None
+    restores: bool = False
+    """StartContainer goes on from what lies in ``checkpoint`` of the container's directory."""
     signalled: bool = False
     """The stop signal has been sent: it is sent once."""

@@ -8,6 +8,7 @@ import signal
 from dataclasses import replace
 from pathlib import Path
 
+from polypod.lifecycle.checkpoints import CHECKPOINT, checkpointable
 from polypod.lifecycle.creating import prepare_rootfs, require_ready
 from polypod.lifecycle.heart import Heart
 from polypod.lifecycle.objects import Container, sandbox_spec
@@ -77,7 +78,9 @@ class Starting:
                 await hit("container.start.logs")
                 with step(explain, what, "create"):
                     undo.push("delete in the backend", lambda: handler.backend.delete(record.id))
-                    await handler.backend.create(await self._spec(container, handler, stdio))
+                    await self._create(
+                        container, handler, await self._spec(container, handler, stdio)
+                    )
                     await hit("container.start.created")
                 with step(explain, what, "start"):
                     undo.push("kill", lambda: self._kill(container, handler))
@@ -87,6 +90,13 @@ class Starting:
                 close_stdio(stdio)
             self._running(container, status)
             undo.commit()
+
+    async def _create(self, container: Container, handler: Handler, spec: ContainerSpec) -> None:
+        if container.record.restores:
+            backend = checkpointable(self._heart, handler)
+            await backend.restore(spec, container.directory / CHECKPOINT)
+        else:
+            await handler.backend.create(spec)
 
     async def _open_log(self, container: Container) -> Stdio:
         record = container.record

@@ -6,9 +6,9 @@ Spec:
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from enum import StrEnum
+from enum import Enum, StrEnum
 from pathlib import Path
 from typing import Protocol
 
@@ -58,6 +58,10 @@ class SandboxView:
     """The one that placement chose."""
     ips: tuple[str, ...] = ()
     """Empty for the host's network, and once the network is torn down."""
+    containers: tuple[ContainerView, ...] = ()
+    """Its containers, where a status was asked for."""
+    at_ns: int = 0
+    """When that was, on the clock of the events."""
     info: Mapping[str, object] = field(default_factory=dict)
     """JSON values for a verbose status: chosen handler, directories, explain record, backend facts."""
 
@@ -89,6 +93,28 @@ class ContainerView:
     """uid, gid, supplementary groups really used."""
     pid: int | None = None
     info: Mapping[str, object] = field(default_factory=dict)
+
+
+class EventKind(Enum):
+    """What an event tells; the numbers are CRI's."""
+
+    CREATED = 0
+    STARTED = 1
+    STOPPED = 2
+    DELETED = 3
+
+
+@dataclass(frozen=True, slots=True)
+class EventView:
+    """Something that happened to a container, or to a sandbox: then both ids are the same."""
+
+    object_id: str
+    kind: EventKind
+    at_ns: int
+    """Comparable with `SandboxView.at_ns`, never the same twice."""
+    sandbox: SandboxView
+    containers: tuple[ContainerView, ...]
+    """Of the sandbox, at that moment."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,6 +189,18 @@ class StatusView:
     info: Mapping[str, object] = field(default_factory=dict)
 
 
+class EventReader(Protocol):
+    """A subscription to what happens; whoever opened it must `close` it."""
+
+    def events(self) -> AsyncIterator[EventView]:
+        """Yield events as they come. ResourceExhausted: some are lost. Unavailable: the server leaves."""
+        ...
+
+    def close(self) -> None:
+        """Listen no more. Idempotent."""
+        ...
+
+
 class Lifecycle(Protocol):
     """Everything that the wire may ask of the heart; `polypod.lifecycle.core.Core` implements it.
 
@@ -204,9 +242,30 @@ class Lifecycle(Protocol):
     ) -> str: ...
     async def attach_url(self, container_id: str, choice: StreamChoice, /) -> str: ...
     async def forward_url(self, sandbox_id: str, ports: Sequence[int], /) -> str: ...
+    async def checkpoint_container(
+        self, container_id: str, location: str, timeout_s: float, /
+    ) -> None: ...
+    async def checkpoint_pod(
+        self,
+        sandbox_id: str,
+        output: str,
+        container_ids: Sequence[str],
+        options: Mapping[str, str],
+        /,
+    ) -> None: ...
+    async def restore_pod(
+        self,
+        checkpoint: str,
+        config: SandboxConfig,
+        handler: str,
+        containers: Sequence[ContainerConfig],
+        options: Mapping[str, str],
+        /,
+    ) -> tuple[SandboxId, Mapping[str, ContainerId]]: ...
     async def reopen_log(self, container_id: str, /) -> None: ...
     async def container_stats(self, container_id: str, /) -> StatsView: ...
     async def list_container_stats(self, filter_: Filter, /) -> Sequence[StatsView]: ...
+    def open_events(self) -> EventReader: ...
     async def update_runtime_config(self, pod_cidrs: Sequence[str], /) -> None: ...
     async def status(self, /, *, verbose: bool = False) -> StatusView: ...
     async def list_images(self, reference: str, /) -> Sequence[Image]: ...

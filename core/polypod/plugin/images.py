@@ -104,6 +104,26 @@ class Reloadable(Protocol):
         ...
 
 
+@runtime_checkable
+class Changes(Protocol):
+    """An image store that can write down and take back what a container has changed in its root.
+
+    The form is that of an image's layer (image-spec, layer.md): additions, and whiteouts for what is gone.
+    """
+
+    async def export_changes(self, container_id: ContainerId, file: Path, /) -> None:
+        """Write the changes into a new file, an uncompressed tar; nothing is written where it has none."""
+        ...
+
+    async def apply_changes(self, container_id: ContainerId, file: Path, /) -> None:
+        """Put changes into the fresh root of a container that was never started.
+
+        Raises:
+            InvalidArgument: the file is no layer, or a hostile one; the root is as it was.
+        """
+        ...
+
+
 class ImageStore(Protocol):
     """Images by reference, and root file systems from them."""
 

@@ -239,6 +239,40 @@ class RuntimeBackend(Protocol):
 
 
 @runtime_checkable
+class Checkpointable(Protocol):
+    """A backend that can write down what runs, and go on from it."""
+
+    async def freeze(self, container_ids: Sequence[ContainerId], /) -> None:
+        """Let running containers stand still, all of them or none."""
+        ...
+
+    async def thaw(self, container_ids: Sequence[ContainerId], /) -> None:
+        """Let them go on. Idempotent; what is not frozen, or gone, stays as it is."""
+        ...
+
+    async def capture(self, container_id: ContainerId, directory: Path, /) -> None:
+        """Write a frozen container into an empty directory: regular files and directories alone.
+
+        Not the root file system: that is the image store's.
+
+        Raises:
+            FailedPrecondition: this container, or this host, cannot be captured; the text says why.
+        """
+        ...
+
+    async def restore(self, spec: ContainerSpec, directory: Path, /) -> None:
+        """Do what `RuntimeBackend.create` does, so that `start` goes on from what was captured.
+
+        Everything but the program's own state comes from ``spec``: the files may be hostile. The directory
+        stays until the container is removed.
+
+        Raises:
+            InvalidArgument: the files are not what `capture` writes.
+        """
+        ...
+
+
+@runtime_checkable
 class Narrowed(Protocol):
     """Optional: what a handler can do depends on its options, such as the binary that it runs."""
 

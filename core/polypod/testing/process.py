@@ -6,7 +6,7 @@ import asyncio
 import itertools
 import logging
 import signal
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -47,6 +47,8 @@ class Group:
     """0 = none."""
     oom_killed: bool = False
     processes: list[Process] = field(default_factory=list)
+    frozen: asyncio.Event | None = None
+    """While it is there the processes stand still between two commands; set when they may go on."""
     pids: itertools.count[int] = field(default_factory=lambda: itertools.count(1))
     ended_cpu_ns: int = 0
 
@@ -94,6 +96,18 @@ class Start:
     user: User = field(default_factory=User)
 
 
+@dataclass(frozen=True, slots=True)
+class Captured:
+    """A process at one moment, between two commands."""
+
+    journal: bytes
+    env: Mapping[str, str]
+    cwd: str
+    traps: Mapping[int, str]
+    memory_bytes: int
+    cpu_ns: int
+
+
 class Process:
     """One process; `spawn` starts it."""
 
@@ -114,6 +128,10 @@ class Process:
         self.status: ExitStatus | None = None
         self.ended = asyncio.Event()
         self.on_end: Callable[[Process], None] = lambda _process: None
+        self.journal = bytearray()
+        """The status of every simple command so far: all that control flow depends on."""
+        self.captured: Captured | None = None
+        """Where it goes on from, until it has got there."""
         self._killer = 0
         self._task: asyncio.Task[int] | None = None
 
@@ -153,6 +171,37 @@ class Process:
             return
         self._killer = number
         self._task.cancel()
+
+    # Checkpoints
+
+    def capture(self) -> Captured:
+        """Return the moment at which it stands."""
+        return Captured(
+            bytes(self.journal),
+            dict(self.env),
+            self.cwd,
+            dict(self.traps),
+            self.memory_bytes,
+            self.cpu_ns,
+        )
+
+    def replay(self) -> int | None:
+        """Return the status of a command that ran before the checkpoint, or None where the present begins."""
+        captured = self.captured
+        if captured is None:
+            return None
+        if len(self.journal) < len(captured.journal):
+            self.journal.append(captured.journal[len(self.journal)])
+            return self.journal[-1]
+        self.captured = None
+        self.env, self.cwd, self.traps = dict(captured.env), captured.cwd, dict(captured.traps)
+        self.memory_bytes, self.cpu_ns = captured.memory_bytes, captured.cpu_ns
+        return None
+
+    async def moving(self) -> None:
+        """Return when it is not frozen."""
+        while self.group.frozen is not None:
+            await self.group.frozen.wait()
 
     # Streams
 

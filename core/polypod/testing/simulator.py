@@ -11,6 +11,7 @@ import fcntl
 import struct
 import termios
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from pathlib import Path
 
 from polypod.plugin.errors import (
     BackendError,
@@ -38,8 +39,9 @@ from polypod.plugin.runtime import (
     SandboxSpec,
 )
 from polypod.plugin.services import ExitStatus, Session
+from polypod.testing import sim_checkpoint
 from polypod.testing.faults import parse_rule
-from polypod.testing.process import Process, Start
+from polypod.testing.process import Group, Process, Start
 from polypod.testing.programs import execute, why_not
 from polypod.testing.streams import Streams
 from polypod.testing.world import SimContainer, World
@@ -55,7 +57,7 @@ FEATURES = frozenset(Feature) - {
 
 
 class SimulatorBackend:
-    """Implements `RuntimeBackend`, `Execs`, `Resizable` and `StatsSource` over a `World`."""
+    """Implements `RuntimeBackend`, `Execs`, `Resizable`, `Checkpointable` and `StatsSource` over a `World`."""
 
     def __init__(self, world: World) -> None:
         self.world = world
@@ -176,6 +178,41 @@ class SimulatorBackend:
         running = Process(group, start, Streams.adopt(spec.stdio))
         running.spawn(execute)
         return SimulatedSession(running)
+
+    async def freeze(self, container_ids: Sequence[ContainerId], /) -> None:
+        """Let programs stand still between two commands."""
+        await self._begin("freeze")
+        groups = [self._running(each) for each in container_ids]
+        for group in groups:
+            group.frozen = group.frozen or asyncio.Event()
+
+    async def thaw(self, container_ids: Sequence[ContainerId], /) -> None:
+        """Let them go on."""
+        await self._begin("thaw")
+        for each in container_ids:
+            container = self.world.containers.get(each)
+            group = container.group if container else None
+            if group is not None and group.frozen is not None:
+                frozen, group.frozen = group.frozen, None
+                frozen.set()
+
+    async def capture(self, container_id: ContainerId, directory: Path, /) -> None:
+        """Write down where a program stands."""
+        await self._begin("capture")
+        sim_checkpoint.write(self.world.container(container_id), directory)
+
+    async def restore(self, spec: ContainerSpec, directory: Path, /) -> None:
+        """Create a container whose program goes on from there."""
+        await self._begin("restore", spec.request.annotations)
+        captured = sim_checkpoint.read(directory, spec.config.process.args)
+        self.world.add_container(spec)
+        self.world.container(spec.id).captured = captured
+
+    def _running(self, container_id: ContainerId) -> Group:
+        container = self.world.container(container_id)
+        if container.state is not BackendState.RUNNING or container.group is None:
+            raise FailedPrecondition(f"container {container_id} is {container.state.value}")
+        return container.group
 
     async def stats(
         self, container_ids: Sequence[ContainerId], /

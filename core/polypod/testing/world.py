@@ -32,7 +32,7 @@ from polypod.plugin.services import ExitStatus
 from polypod.testing.clock import Clock, SystemClock
 from polypod.testing.faults import Faults
 from polypod.testing.files import Files
-from polypod.testing.process import Group, Process, Start
+from polypod.testing.process import Captured, Group, Process, Start
 from polypod.testing.programs import execute
 from polypod.testing.streams import Streams
 
@@ -62,6 +62,8 @@ class SimContainer:
     main: Process | None = None
     exit: ExitStatus | None = None
     oom_killed: bool = False
+    captured: Captured | None = None
+    """What its program goes on from."""
 
     @property
     def status(self) -> BackendStatus:
@@ -179,6 +181,7 @@ class World:
             )
         main = Process(group, start, container.streams)
         main.on_end = lambda process: self._ended(container, process)
+        main.captured = container.captured
         container.main = main
         container.state = BackendState.RUNNING
         main.spawn(execute)
