@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import os
+import resource
 from collections import OrderedDict
 from dataclasses import dataclass
 from typing import Final
 
 from polypod.plugin.errors import InvalidArgument
 
-_MAX_OPEN: Final = 64
+_MAX_OPEN: Final = max(16, min(1024, resource.getrlimit(resource.RLIMIT_NOFILE)[1] // 2))
+"""Archives that are sorted by name need few, others go from one directory to the next."""
 OPEN_DIRECTORY: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 @dataclass(frozen=True, slots=True)
 class Directory:
-    """An open directory. Valid until 60 others were asked for."""
+    """An open directory. Valid until a dozen others were asked for."""
 
     descriptor: int
     path: bytes

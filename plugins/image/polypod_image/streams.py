@@ -182,6 +182,14 @@ class ByteStream:
             left -= len(part)
             yield part
 
+    def here(self, size: int) -> memoryview | None:
+        """Return the next ``size`` bytes if they are there in one piece; else None, and nothing is taken."""
+        begin, end = self._at, self._at + size
+        if end > len(self._piece):
+            return None
+        self._at = end
+        return memoryview(self._piece)[begin:end]
+
     def skip(self, size: int) -> None:
         """Leave out ``size`` bytes."""
         if size <= len(self._piece) - self._at:

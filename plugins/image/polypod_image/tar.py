@@ -11,9 +11,11 @@ Spec:
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
 from enum import Enum
-from typing import Final
+from functools import lru_cache
+from types import MappingProxyType
+from typing import Final, NamedTuple
+from zlib import adler32
 
 from polypod.plugin.errors import InvalidArgument, Unsupported
 from polypod_image import sparse
@@ -29,6 +31,7 @@ MAX_META_HEADERS: Final = 16
 _MAX_NUMBER: Final = 1 << 63
 _XATTR: Final = b"SCHILY.xattr."
 _ZEROES: Final = bytes(BLOCK)
+_NO_XATTRS: Final[Mapping[bytes, bytes]] = MappingProxyType({})
 
 
 class Kind(Enum):
@@ -60,8 +63,7 @@ _OLD_SPARSE: Final = ord("S")
 _META: Final = frozenset((_PAX, _PAX_GLOBAL, _LONG_NAME, _LONG_LINK))
 
 
-@dataclass(frozen=True, slots=True)
-class Entry:
+class Entry(NamedTuple):
     """One entry. Names are bytes, as the kernel takes them, and free of NUL."""
 
     name: bytes
@@ -75,7 +77,7 @@ class Entry:
     mtime_ns: int
     link: bytes = b""
     device: tuple[int, int] = (0, 0)
-    xattrs: Mapping[bytes, bytes] = field(default_factory=dict)
+    xattrs: Mapping[bytes, bytes] = _NO_XATTRS
     holes: sparse.Sparse | None = None
     """Where the content belongs in a sparse file; None: from the beginning to the end."""
 
@@ -151,7 +153,7 @@ class TarReader:
         if len(name) > MAX_PATH:
             raise InvalidArgument(f"tar: a path of more than {MAX_PATH} bytes: {name[:80]!r}…")
         sparse.check(found, entry.size - taken)
-        return replace(entry, name=name, size=entry.size - taken, holes=found)
+        return entry._replace(name=name, size=entry.size - taken, holes=found)
 
     def _header(self) -> bytes | None:
         """Return the next header, None at the end."""
@@ -164,7 +166,7 @@ class TarReader:
                 raise InvalidArgument("tar: data after a lone block of zeros")
             return None
         stored = parse_number(header[148:156], "checksum")
-        if stored != sum(header) - sum(header[148:156]) + 8 * 0x20:
+        if stored != _sum(header) - sum(header[148:156]) + 8 * 0x20:
             raise InvalidArgument(f"tar: bad header checksum near byte {self._stream.position}")
         return header
 
@@ -199,7 +201,7 @@ def _entry(header: bytes, pax: Mapping[bytes, bytes], name: bytes, link: bytes) 
     return Entry(
         name=name,
         kind=kind,
-        mode=parse_number(header[100:108], "mode") & 0o7777,
+        mode=_known_number(header[100:108], "mode") & 0o7777,
         uid=_id(pax, b"uid", header[108:116]),
         gid=_id(pax, b"gid", header[116:124]),
         size=size if kind is Kind.FILE else 0,
@@ -212,7 +214,7 @@ def _entry(header: bytes, pax: Mapping[bytes, bytes], name: bytes, link: bytes) 
         ),
         xattrs={key[len(_XATTR) :]: value for key, value in pax.items() if key.startswith(_XATTR)}
         if pax
-        else {},
+        else _NO_XATTRS,
     )
 
 
@@ -226,6 +228,15 @@ def _short_name(header: bytes) -> bytes:
     if header[257:263] == b"ustar\0" and header[345]:
         return header[345:500].partition(b"\0")[0] + b"/" + name
     return name
+
+
+def _sum(header: bytes) -> int:
+    """Return the sum of a header's bytes.
+
+    The lower half of an Adler-32 is one more than the sum of the bytes, modulo 65521; 256 bytes stay below.
+    """
+    half = BLOCK // 2
+    return (adler32(header[:half]) & 0xFFFF) + (adler32(header[half:]) & 0xFFFF) - 2
 
 
 def parse_number(text: bytes, what: str) -> int:
@@ -247,13 +258,17 @@ def parse_number(text: bytes, what: str) -> int:
     return int(digits, 8)
 
 
+_known_number = lru_cache(4096)(parse_number)
+"""For fields that are the same in many entries."""
+
+
 def _mtime(pax: Mapping[bytes, bytes], header: bytes) -> int:
     """Return the time of the last change; one before 1970 becomes 1970."""
     text = pax.get(b"mtime")
     if text is None:
         if header[136] & 0x80 and header[136] & 0x40:
             return 0
-        return min(parse_number(header[136:148], "mtime"), _MAX_NUMBER // 10**9) * 10**9
+        return min(_known_number(header[136:148], "mtime"), _MAX_NUMBER // 10**9) * 10**9
     whole, dot, fraction = text.partition(b".")
     negative = whole.startswith(b"-")
     digits = whole[1:] if negative else whole
@@ -266,7 +281,7 @@ def _mtime(pax: Mapping[bytes, bytes], header: bytes) -> int:
 
 
 def _id(pax: Mapping[bytes, bytes], key: bytes, field_: bytes) -> int:
-    value = _pax_number(pax, key) if key in pax else parse_number(field_, key.decode())
+    value = _pax_number(pax, key) if key in pax else _known_number(field_, key.decode())
     if value >= 0xFFFF_FFFF:  # 2^32 - 1 is "no change" for chown
         raise InvalidArgument(f"tar: {key.decode()} {value} is none")
     return value

@@ -78,25 +78,32 @@ class LayerTree:
 
     # Directories
 
-    def parent(self, parts: list[bytes], mtime_ns: int) -> Directory:
+    def known(self, head: bytes) -> Directory | None:
+        """Return the directory that `parent` found for this text before, None if it may be another one now."""
+        canonical = self._resolved.get(head)
+        return None if canonical is None else self._directories.get(canonical)
+
+    def parent(self, parts: list[bytes], mtime_ns: int, head: bytes | None = None) -> Directory:
         """Return the directory that holds the last of some components, making what is missing.
 
         Args:
             parts: of the entry's name.
             mtime_ns: for directories that nothing describes.
+            head: the text before the last component, for `known`.
 
         Raises:
             InvalidArgument: something on the way is no directory, or links lead in circles.
         """
         key = b"/".join(parts[:-1])
-        canonical = self._resolved.get(key)
-        if canonical is not None:
-            return self._directories.get(canonical)
-        found = self._walk(parts[:-1], mtime_ns)
-        if len(self._resolved) > 50_000:
-            self._resolved.clear()
-        self._resolved[key] = found.path
-        self._linked = self._linked or key != found.path
+        found = self.known(key)
+        if found is None:
+            found = self._walk(parts[:-1], mtime_ns)
+            if len(self._resolved) > 50_000:
+                self._resolved.clear()
+            self._resolved[key] = found.path
+            self._linked = self._linked or key != found.path
+        if head is not None:
+            self._resolved[head] = found.path
         return found
 
     def made(self) -> None:

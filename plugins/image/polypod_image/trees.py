@@ -13,7 +13,8 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Callable, Iterator, Mapping
-from typing import IO, Final
+from operator import attrgetter
+from typing import IO, Final, NamedTuple
 
 from isal import igzip, isal_zlib
 
@@ -25,36 +26,67 @@ NAME: Final = "tree.gz"
 _PIECE: Final = 1 << 18
 _pack: Final[Callable[..., IO[bytes]]] = igzip.IGzipFile  # type: ignore[assignment]  # untyped
 _UnpackError: Final[type[Exception]] = isal_zlib.error  # type: ignore[assignment]
-_NOT_SUMMED: Final = -1
+NOT_SUMMED: Final = -1
+"""The checksum of what has none."""
 _GROUP: Final = b"/"
 
 checksum: Final[Callable[[bytes | memoryview, int], int]] = isal_zlib.crc32
 """Of a piece, going on from the checksum of those before it."""
 Differs = Callable[[bytes, str], None]
 """Told the path and what is wrong with it."""
+_name = attrgetter("name")
 
 
-def record(top: bytes, file: IO[bytes], sums: Mapping[bytes, int]) -> tuple[int, int]:
+class Made(NamedTuple):
+    """A regular file, as it was made."""
+
+    checksum: int
+    """Of its content, or `NOT_SUMMED`."""
+    blocks: int = 0
+    """Of 512 bytes, on disk."""
+    facts: bytes = b""
+    """Its line; empty if the tree itself must be asked."""
+
+
+def made(status: os.stat_result, total: int) -> Made:
+    """Return what is to be recorded of a regular file that is complete and has one name.
+
+    Args:
+        status: of the file, which has no extended attributes.
+        total: checksum of its content.
+    """
+    # A file system may have taken more than the content needs, and give it back when the file is closed.
+    needed = -(-status.st_size // status.st_blksize) * (status.st_blksize // 512)
+    blocks = min(status.st_blocks, needed)
+    return Made(total, blocks, b"%b %d" % (_facts_of(status, 0), total))
+
+
+def record(top: bytes, file: IO[bytes], files: Mapping[int, Made]) -> tuple[int, int]:
     """Write down a tree; return the bytes that it takes on disk and its inodes.
 
     Args:
         top: path of its root, which nobody else changes.
         file: where to.
-        sums: path of regular files → checksum of their content.
+        files: inode → what is known of a regular file.
     """
     usage = _Usage()
     with _pack(fileobj=file, mode="wb", compresslevel=0, mtime=0) as out:
         status = os.lstat(top)
         usage.add(status)
-        out.write(_line(top, status, b"", b"", _NOT_SUMMED))
+        out.write(_line(top, status, b"", b"", NOT_SUMMED))
         for path, entries in _walk(top):
             lines = [b"%b\0%b\0\0" % (_GROUP, path)]
             for entry in entries:
+                known = files.get(entry.inode()) if entry.is_file(follow_symlinks=False) else None
+                if known is not None and known.facts:
+                    usage.bytes += known.blocks * 512
+                    usage.inodes += 1
+                    lines.append(b"%b\0%b\0\0" % (known.facts, entry.name))
+                    continue
                 status = entry.stat(follow_symlinks=False)
                 usage.add(status)
                 link = os.readlink(entry.path) if entry.is_symlink() else b""  # noqa: PTH115 - bytes
-                inner = path + b"/" + entry.name if path else entry.name
-                total = sums.get(inner, _NOT_SUMMED)
+                total = NOT_SUMMED if known is None else known.checksum
                 lines.append(_line(entry.path, status, entry.name, link, total))
             out.write(b"".join(lines))
     return usage.bytes, usage.inodes
@@ -123,7 +155,7 @@ def _difference(place: bytes, facts: bytes, link: bytes, *, deep: bool) -> str:
             return f"{what} {has.decode()}, unpacked with {wanted.decode()}"
     if stat.S_ISLNK(status.st_mode) and os.readlink(place) != link:  # noqa: PTH115 - bytes
         return "leads elsewhere"
-    if deep and total != _NOT_SUMMED:
+    if deep and total != NOT_SUMMED:
         try:
             if _summed(place) != total:
                 return "other content"
@@ -136,6 +168,10 @@ _WHAT: Final = ("mode", "owner", "group", "size or device", "time", "names", "at
 
 
 def _facts(place: bytes, status: os.stat_result) -> bytes:
+    return _facts_of(status, _attributes(place))
+
+
+def _facts_of(status: os.stat_result, attributes: int) -> bytes:
     kind = stat.S_IFMT(status.st_mode)
     if kind == stat.S_IFREG:
         amount = status.st_size
@@ -148,7 +184,7 @@ def _facts(place: bytes, status: os.stat_result) -> bytes:
         amount,
         status.st_mtime_ns,
         1 if kind == stat.S_IFDIR else status.st_nlink,
-        _attributes(place),
+        attributes,
     )
 
 
@@ -184,7 +220,7 @@ def _walk(top: bytes) -> Iterator[tuple[bytes, list[os.DirEntry[bytes]]]]:
     while waiting:
         path = waiting.pop()
         with os.scandir(top + b"/" + path if path else top) as found:
-            entries = sorted(found, key=lambda entry: entry.name)
+            entries = sorted(found, key=_name)
         yield path, entries
         waiting += [
             path + b"/" + entry.name if path else entry.name

@@ -19,7 +19,7 @@ from typing import Final
 from polypod.plugin.errors import BackendError, InvalidArgument, PolypodError, ResourceExhausted
 from polypod.plugin.ids import Digest
 from polypod_image.digests import hasher
-from polypod_image.directories import Directory, join
+from polypod_image.directories import Directory
 from polypod_image.mediatypes import Compression
 from polypod_image.merged import MergedView, Node, keeps_xattr, split
 from polypod_image.meter import Meter
@@ -28,11 +28,12 @@ from polypod_image.sparse import Sparse
 from polypod_image.streams import ByteStream, decompress, file_source, watched
 from polypod_image.tar import Entry, Kind, TarReader
 from polypod_image.tree import Attributes, LayerTree
-from polypod_image.trees import checksum
+from polypod_image.trees import NOT_SUMMED, Made, checksum, made
 
 _WHITEOUT: Final = b".wh."
 _OPAQUE_ENTRY: Final = b".wh..wh..opq"
 _AUFS: Final = b".wh..wh."
+_DOT: Final = ord(".")
 _CREATE: Final = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _FULL: Final = frozenset((errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE, errno.ENOMEM))
 _ENTRYS_FAULT: Final = frozenset(
@@ -59,8 +60,8 @@ class LayerJob:
 class Unpacked:
     """What came of it."""
 
-    sums: dict[bytes, int]
-    """Path of each regular file → checksum of its content (`trees.checksum`)."""
+    made: dict[int, Made]
+    """Inode of each regular file → what the record of the tree says of it."""
     skipped: int
     """Device nodes that were left out."""
 
@@ -98,7 +99,7 @@ def unpack_layer(job: LayerJob, target: str, meter: Meter) -> Unpacked:
     finally:
         for descriptor in (root, gone):
             os.close(descriptor)
-    return Unpacked(extractor.sums, extractor.skipped)
+    return Unpacked(extractor.made, extractor.skipped)
 
 
 def _open_directory(path: str) -> int:
@@ -109,9 +110,9 @@ class _Extractor:
     """Turns entries into names of a `LayerTree`."""
 
     def __init__(
-        self, tree: LayerTree, stream: ByteStream, meter: Meter, sums: dict[bytes, int]
+        self, tree: LayerTree, stream: ByteStream, meter: Meter, files: dict[int, Made]
     ) -> None:
-        self.sums = sums
+        self.made = files
         self.skipped = 0
         self._tree = tree
         self._stream = stream
@@ -137,6 +138,13 @@ class _Extractor:
                 raise type(error)(f"entry {entry.shown()}: {error}") from error
 
     def _entry(self, entry: Entry) -> None:
+        head, _, name = entry.name.rpartition(b"/")
+        known = self._tree.known(head) if name and name[0] != _DOT else None
+        if known is not None and (make := self._makers.get(entry.kind)) is not None:
+            make(
+                entry, known, name
+            )  # the usual case: one more name in a directory that was found before
+            return
         parts = split(entry.name)
         if b".." in parts:
             raise InvalidArgument("'..' in a name: it could leave the layer")
@@ -152,7 +160,7 @@ class _Extractor:
         if entry.kind is Kind.HARDLINK:
             self._hardlink(entry, parts)
             return
-        parent = self._tree.parent(parts, entry.mtime_ns)
+        parent = self._tree.parent(parts, entry.mtime_ns, head)
         if entry.kind is Kind.DIRECTORY:
             self._tree.make(parent, name, _attributes(entry))
         else:
@@ -176,27 +184,49 @@ class _Extractor:
                 f"a file of {size} bytes; images.max_file_bytes allows "
                 f"{self._meter.limits.file_bytes}"
             )
-        descriptor, path = self._create(parent, name), join(parent.path, name)
+        # Its mode when it is made, so that it need not be changed; what only chmod can set comes after chown.
+        descriptor = self._create(parent, name, entry.mode & 0o777)
         try:
             if entry.holes is None:
-                total = 0
-                for piece in self._stream.pieces(entry.size):
-                    total = checksum(piece, total)
-                    _write(descriptor, piece)
-                self.sums[path] = total
+                total = self._content(descriptor, entry.size)
             else:
-                self._fill(descriptor, entry.holes)
-                self.sums.pop(path, None)
-            os.fchown(descriptor, entry.uid, entry.gid)
-            os.fchmod(descriptor, entry.mode)
-            for key, value in entry.xattrs.items():
-                if keeps_xattr(key):
-                    os.setxattr(descriptor, key, value)
-            os.utime(descriptor, ns=(entry.mtime_ns, entry.mtime_ns))
+                total = self._fill(descriptor, entry.holes)
+            self._tree.made()
+            status = self._finished(descriptor, entry)
+            self.made[status.st_ino] = Made(total) if entry.xattrs else made(status, total)
         finally:
             os.close(descriptor)
 
-    def _fill(self, descriptor: int, holes: Sparse) -> None:
+    def _content(self, descriptor: int, size: int) -> int:
+        """Write the content of a file; return its checksum."""
+        whole = self._stream.here(size)
+        if whole is not None:
+            if size:
+                _write(descriptor, whole)
+            return checksum(whole, 0)
+        total = 0
+        for piece in self._stream.pieces(size):
+            total = checksum(piece, total)
+            _write(descriptor, piece)
+        return total
+
+    def _finished(self, descriptor: int, entry: Entry) -> os.stat_result:
+        """Give a file whose content is written everything else; return how it is then."""
+        stamp = entry.mtime_ns
+        os.utime(descriptor, ns=(stamp, stamp))
+        status = os.fstat(descriptor)
+        owned = status.st_uid == entry.uid and status.st_gid == entry.gid
+        if owned and stat.S_IMODE(status.st_mode) == entry.mode and not entry.xattrs:
+            return status
+        if not owned:
+            os.fchown(descriptor, entry.uid, entry.gid)
+        os.fchmod(descriptor, entry.mode)
+        for key, value in entry.xattrs.items():
+            if keeps_xattr(key):
+                os.setxattr(descriptor, key, value)
+        return os.fstat(descriptor)
+
+    def _fill(self, descriptor: int, holes: Sparse) -> int:
         """Write the parts of a sparse file. What a reader will see counts, holes included (I4)."""
         stored = sum(length for _, length in holes.parts)
         self._meter.passed(holes.size - stored)
@@ -205,14 +235,15 @@ class _Extractor:
             os.lseek(descriptor, offset, os.SEEK_SET)
             for piece in self._stream.pieces(length):
                 _write(descriptor, piece)
+        return NOT_SUMMED
 
-    def _create(self, parent: Directory, name: bytes) -> int:
+    def _create(self, parent: Directory, name: bytes, mode: int) -> int:
         self._meter.inode()
         try:
-            return os.open(name, _CREATE, 0o600, dir_fd=parent.descriptor)
+            return os.open(name, _CREATE, mode, dir_fd=parent.descriptor)
         except FileExistsError:
             self._tree.clear(parent, name)
-            return os.open(name, _CREATE, 0o600, dir_fd=parent.descriptor)
+            return os.open(name, _CREATE, mode, dir_fd=parent.descriptor)
 
     def _symlink(self, entry: Entry, parent: Directory, name: bytes) -> None:
         if not entry.link or len(entry.link) > _MAX_LINK:
@@ -258,9 +289,11 @@ class _Extractor:
             self._tree.clear(parent, new)
             os.link(old, new, **where, follow_symlinks=False)
         self._tree.made()
-        total = self.sums.get(join(directory.path, old))
-        if total is not None:
-            self.sums[join(parent.path, new)] = total
+        known = self.made.get(status.st_ino)
+        if known is not None:
+            self.made[status.st_ino] = Made(
+                known.checksum
+            )  # how many names it has is known at the end
 
     def _copy(self, target: Node, parent: Directory, name: bytes) -> None:
         """Make a hard link to a lower layer's file: a copy, as overlayfs would make it first."""
@@ -283,7 +316,7 @@ class _Extractor:
         source = os.open(target.places[0], os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
         try:
             stream = ByteStream(watched(file_source(source), self._meter))
-            inner = _Extractor(self._tree, stream, self._meter, self.sums)
+            inner = _Extractor(self._tree, stream, self._meter, self.made)
             inner._file(entry, parent, name)
         finally:
             os.close(source)

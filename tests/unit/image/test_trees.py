@@ -29,8 +29,12 @@ def tree(tmp_path):
 def taken(tree):
     """The record of `tree`, and what it counted."""
     file = io.BytesIO()
-    sums = {b"a/file": trees.checksum(b"content", 0), b"a/b/empty": 0}
-    usage = trees.record(os.fsencode(tree), file, sums)
+    (several, one), total = (tree / "a/file", tree / "a/b/empty"), trees.checksum(b"content", 0)
+    files = {
+        several.stat().st_ino: trees.Made(total),
+        one.stat().st_ino: trees.made(one.stat(), trees.checksum(b"", 0)),
+    }
+    usage = trees.record(os.fsencode(tree), file, files)
     return file.getvalue(), usage
 
 
@@ -95,7 +99,7 @@ def test_each_kind_of_change_is_seen(change, tree, taken):
 def test_other_content_of_the_same_size_takes_a_deep_look(tree, taken):
     _rewrite(tree / "a/file", b"CONTENT")
     assert found(tree, taken[0], deep=False) == {}
-    assert found(tree, taken[0]) == {"a/file": "other content"}
+    assert found(tree, taken[0]) == dict.fromkeys(("a/file", "a/b/second"), "other content")
 
 
 def test_a_directory_that_is_gone_is_told_once(tree, taken):

@@ -23,7 +23,8 @@ TARGET: Final = "/t"
 MAX_LOWERS: Final = 128
 _QUIET: Final = calls.MS_NOSUID | calls.MS_NODEV | calls.MS_NOEXEC
 _SPACES: Final = calls.CLONE_NEWNS | calls.CLONE_NEWNET | calls.CLONE_NEWIPC | calls.CLONE_NEWUTS
-_FILES: Final = 256
+_FILES: Final = 2048
+"""Open at once: `directories` keeps half of it."""
 _STACK: Final = 16 << 20
 
 READER: Final = (calls.CAP_DAC_OVERRIDE,)
@@ -108,7 +109,7 @@ def confine(
         (resource.RLIMIT_CORE, 0),
     ):
         _limit(kind, value)
-    os.umask(0o077)
+    os.umask(0)  # what is unpacked gets its mode when it is made; the rest is given one
     calls.no_new_privileges()
     calls.keep_capabilities(bounds.capabilities)
     calls.die_with_parent(signal.SIGKILL)

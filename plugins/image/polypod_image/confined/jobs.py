@@ -23,6 +23,7 @@ from polypod_image.unpack import LayerJob, unpack_layer
 MAX_FINDINGS: Final = 20
 """Differences that are told in words; the others are counted."""
 _TREE: Final = f"{cell.TARGET}/fs"
+_CREATE: Final = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 Say = Callable[[Mapping[str, Any]], None]
 Request = Mapping[str, Any]
 Result = dict[str, Any]
@@ -38,8 +39,8 @@ def unpack(request: Request, blob: int, say: Say) -> Result:
         blob, Compression(request["compression"]), Digest(request["diff_id"]), _view(request)
     )
     done = unpack_layer(job, cell.TARGET, _meter(request, looked))
-    with open(f"{cell.TARGET}/{trees.NAME}", "xb") as file:
-        used, inodes = trees.record(os.fsencode(_TREE), file, done.sums)
+    with open(os.open(f"{cell.TARGET}/{trees.NAME}", _CREATE, 0o600), "wb") as file:
+        used, inodes = trees.record(os.fsencode(_TREE), file, done.made)
     return {"bytes": used, "inodes": inodes, "skipped": done.skipped}
 
 
