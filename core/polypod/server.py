@@ -75,6 +75,7 @@ async def _serve(source: Source, config: Config, where: places.Places) -> None:
             await leave.wait()
     finally:
         await reloading.stop()
+        assembled.core.end_events()
         await api.stop(GRACE_S)
         await assembled.streaming.stop()
         await assembled.core.close()

@@ -14,6 +14,7 @@ from polypod.api.v1 import api_pb2 as pb
 from polypod.lifecycle.views import (
     ContainerState,
     ContainerView,
+    EventView,
     HandlerView,
     SandboxState,
     SandboxView,
@@ -120,6 +121,17 @@ def container_status(view: ContainerView) -> pb.ContainerStatus:
         image_id=view.image_id,
         user=_user(view),
         stop_signal=signals.enum_value(view.stop_signal),  # type: ignore[arg-type]  # an int enum
+    )
+
+
+def event(view: EventView) -> pb.ContainerEventResponse:
+    """Return what happened, with the pod's whole status at that moment."""
+    return pb.ContainerEventResponse(
+        container_id=view.object_id,
+        container_event_type=view.kind.value,  # type: ignore[arg-type]  # same numbers
+        created_at=view.at_ns,
+        pod_sandbox_status=sandbox_status(view.sandbox),
+        containers_statuses=[container_status(each) for each in view.containers],
     )
 
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING, Any
 
 from typing_extensions import override
 
 from polypod.api import decode, encode
+from polypod.api.streams import pieces
 from polypod.api.v1 import api_pb2 as pb
 from polypod.api.v1 import api_pb2_grpc as rpc
 
@@ -29,6 +31,16 @@ class ImageService(rpc.ImageServiceServicer):
     ) -> pb.ListImagesResponse:
         images = await self._heart.list_images(request.filter.image.image)
         return pb.ListImagesResponse(images=[encode.image(image) for image in images])
+
+    @override
+    async def StreamImages(
+        self, request: pb.StreamImagesRequest, context: Context
+    ) -> AsyncIterator[pb.StreamImagesResponse]:
+        images = await self._heart.list_images(request.filter.image.image)
+        async for piece in pieces(
+            images, encode.image, lambda items: pb.StreamImagesResponse(images=items)
+        ):
+            yield piece
 
     @override
     async def ImageStatus(

@@ -6,6 +6,7 @@ Nobody else names gRPC codes. A client never sees a traceback; the log has it fo
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import logging
 import time
@@ -86,11 +87,18 @@ class Interceptor(grpc.aio.ServerInterceptor):
         if name in UNIMPLEMENTED:
             self._wrapped[method] = refused = _refusal(name, streams=handler.response_streaming)
             return refused
-        wrapped = grpc.unary_unary_rpc_method_handler(
-            self._unary(name, handler.unary_unary),
-            handler.request_deserializer,
-            handler.response_serializer,
-        )
+        if handler.response_streaming:
+            wrapped = grpc.unary_stream_rpc_method_handler(
+                self._stream(name, handler.unary_stream),
+                handler.request_deserializer,
+                handler.response_serializer,
+            )
+        else:
+            wrapped = grpc.unary_unary_rpc_method_handler(
+                self._unary(name, handler.unary_unary),
+                handler.request_deserializer,
+                handler.response_serializer,
+            )
         self._wrapped[method] = wrapped
         return wrapped
 
@@ -116,6 +124,36 @@ class Interceptor(grpc.aio.ServerInterceptor):
             finally:
                 _log(name, code, text, (time.perf_counter() - begin) * 1e3)
             return await context.abort(code, _printable(text))
+
+        return call
+
+    def _stream(
+        self, name: str, serve: Callable[..., AsyncIterator[Any]]
+    ) -> Callable[..., AsyncIterator[Any]]:
+        """Return what `_unary` does for a call whose answer is a stream."""
+
+        async def call(request: Any, context: Any) -> AsyncIterator[Any]:  # noqa: ANN401
+            request_id.set(str(next(self._numbers)))
+            object_id.set(_object_of(request))
+            begin = time.perf_counter()
+            code, text = StatusCode.OK, ""
+            try:
+                if not self._ready():
+                    raise errors.Unavailable("the server is starting; try again in a moment")
+                async with contextlib.aclosing(serve(request, context)) as items:
+                    async for item in items:
+                        yield item
+            except (asyncio.CancelledError, GeneratorExit):
+                code, text = StatusCode.CANCELLED, "the client hung up"
+                raise
+            except Exception as error:
+                code, text = code_and_text(error)
+                if code in {StatusCode.INTERNAL, StatusCode.UNKNOWN}:
+                    log.exception("rpc=%s failed", name)
+            finally:
+                _log(name, code, text, (time.perf_counter() - begin) * 1e3)
+            if code is not StatusCode.OK:
+                await context.abort(code, _printable(text))
 
         return call
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from polypod.lifecycle.explain import Explain
 from polypod.lifecycle.failpoints import Failpoints
+from polypod.lifecycle.feed import Feed
 from polypod.lifecycle.names import Joins, Names
 from polypod.lifecycle.objects import Container, Sandbox, container_view, sandbox_view
 from polypod.lifecycle.parts import Handler, Parts
@@ -35,6 +36,7 @@ class Heart:
         self.settings = parts.settings
         self.failpoints = Failpoints(parts.clock, parts.failpoints)
         self.state_files = StateFiles(parts.state_files)
+        self.feed = Feed(parts.clock, parts.settings.events_behind)
         self.joins = Joins()
         self.sandboxes: PrefixIndex[Sandbox] = PrefixIndex("sandbox")
         self.containers: PrefixIndex[Container] = PrefixIndex("container")
@@ -112,8 +114,9 @@ class Heart:
 
     def move_sandbox(self, sandbox: Sandbox, event: SandboxEvent, **changes: Any) -> None:  # noqa: ANN401
         """Make a move and change fields in one commit. TransitionError if there is no such move."""
-        state = next_sandbox(sandbox.record.state, event)
-        self.commit_sandbox(sandbox, state=state, **changes)
+        before = sandbox.record.state
+        self.commit_sandbox(sandbox, state=next_sandbox(before, event), **changes)
+        self.feed.moved_sandbox(sandbox, before)
 
     def commit_container(self, container: Container, **changes: Any) -> None:  # noqa: ANN401
         """Change fields of a record."""
@@ -124,8 +127,9 @@ class Heart:
 
     def move_container(self, container: Container, event: ContainerEvent, **changes: Any) -> None:  # noqa: ANN401
         """Make a move, change fields in one commit, and publish the new state."""
-        state = next_container(container.record.state, event)
-        self.commit_container(container, state=state, **changes)
+        before = container.record.state
+        self.commit_container(container, state=next_container(before, event), **changes)
+        self.feed.moved_container(container, before)
         self.state_files.publish(container.view, container.directory)
 
     def forget_sandbox(self, sandbox: Sandbox) -> None:
@@ -135,6 +139,7 @@ class Heart:
         self.sandboxes.discard(record.id)
         sandbox.close_namespaces()
         self.sandbox_names.release(record.config.metadata, record.id)
+        self.feed.forgot_sandbox(sandbox)
 
     def forget_container(self, container: Container) -> None:
         """Delete the record, then the object; the name is released last."""
@@ -145,3 +150,4 @@ class Heart:
         container.sandbox.containers.pop(record.id, None)
         self.state_files.withdraw(record.id)
         self.container_names.release((record.sandbox_id, record.config.metadata), record.id)
+        self.feed.forgot_container(container)

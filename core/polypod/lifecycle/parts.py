@@ -44,6 +44,8 @@ class Settings:
     """For calls in flight when the server stops."""
     resync_s: float = 1.0
     """Before a broken event stream is opened again."""
+    events_behind: int = 1000
+    """Events that a reader of GetContainerEvents may be behind before its stream is ended (A14)."""
     stats_s: float = 10.0
     """Between background samples."""
     exec_output_bytes: int = 8 * 1024 * 1024
