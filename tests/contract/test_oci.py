@@ -9,8 +9,8 @@ import pytest
 from support.namespaces import busybox_root
 from support.oci import OciSubject
 
+from polypod.backend.cgroups import Cgroups, discover
 from polypod.testing.runtime_suite import CHECKS, Outcome, run_check
-from polypod_oci.cgroups import Cgroups
 
 pytestmark = [pytest.mark.needs_root, pytest.mark.needs_overlay, pytest.mark.needs_busybox]
 
@@ -24,7 +24,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 async def subject(tmp_path, root, program, host):
     parent = f"/polypod-test-{secrets.token_hex(4)}"
     yield OciSubject(tmp_path, root, host, parent, program)
-    Cgroups().remove(parent)
+    Cgroups(discover().with_unified()).end(parent)
 
 
 @pytest.mark.parametrize(

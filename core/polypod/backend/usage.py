@@ -25,11 +25,11 @@ def _read_v1(cgroups: Cgroups, path: str, now: int) -> ContainerUsage:
     memory = cgroups.directory("memory", path)
     pids = cgroups.directory("pids", path)
     stat = _table(memory, "memory.stat")
-    usage = _number(memory, "memory.usage_in_bytes")
-    limit = _number(memory, "memory.limit_in_bytes")
+    usage = number(memory, "memory.usage_in_bytes")
+    limit = number(memory, "memory.limit_in_bytes")
     return ContainerUsage(
         timestamp_ns=now,
-        cpu_usage_core_ns=_number(cpu, "cpuacct.usage"),
+        cpu_usage_core_ns=number(cpu, "cpuacct.usage"),
         memory_usage_bytes=usage,
         memory_working_set_bytes=_working_set(usage, stat.get("total_inactive_file")),
         memory_rss_bytes=stat.get("total_rss"),
@@ -37,15 +37,15 @@ def _read_v1(cgroups: Cgroups, path: str, now: int) -> ContainerUsage:
         memory_major_page_faults=stat.get("total_pgmajfault"),
         memory_available_bytes=_available(limit, usage, stat.get("total_inactive_file")),
         swap_usage_bytes=stat.get("total_swap"),
-        processes=_number(pids, "pids.current"),
+        processes=number(pids, "pids.current"),
     )
 
 
 def _read_v2(cgroups: Cgroups, path: str, now: int) -> ContainerUsage:
     directory = cgroups.directory("memory", path)
     stat = _table(directory, "memory.stat")
-    usage = _number(directory, "memory.current")
-    limit = _number(directory, "memory.max")
+    usage = number(directory, "memory.current")
+    limit = number(directory, "memory.max")
     cpu = _table(directory, "cpu.stat").get("usage_usec")
     return ContainerUsage(
         timestamp_ns=now,
@@ -56,8 +56,8 @@ def _read_v2(cgroups: Cgroups, path: str, now: int) -> ContainerUsage:
         memory_page_faults=stat.get("pgfault"),
         memory_major_page_faults=stat.get("pgmajfault"),
         memory_available_bytes=_available(limit, usage, stat.get("inactive_file")),
-        swap_usage_bytes=_number(directory, "memory.swap.current"),
-        processes=_number(directory, "pids.current"),
+        swap_usage_bytes=number(directory, "memory.swap.current"),
+        processes=number(directory, "pids.current"),
     )
 
 
@@ -78,7 +78,8 @@ def _available(limit: int | None, usage: int | None, inactive: int | None) -> in
     return max(limit - working, 0)
 
 
-def _number(directory: Path | None, name: str) -> int | None:
+def number(directory: Path | None, name: str) -> int | None:
+    """Read a file with one number; None if there is none, or no directory."""
     if directory is None:
         return None
     try:

@@ -14,6 +14,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from polypod.backend import usage
+from polypod.backend.cgroups import Cgroups
+from polypod.backend.containers import Container
+from polypod.backend.mounts import (
+    SharedMemory,
+    bind_mounts,
+    check_propagation,
+    mount_rootfs,
+    unmount,
+)
+from polypod.backend.sessions import exec_group
 from polypod.plugin import (
     BackendError,
     BlockRootfs,
@@ -32,11 +43,9 @@ from polypod.plugin import (
 )
 from polypod.spec.resources import CgroupFacts, oci_resources
 from polypod_oci import config as documents
-from polypod_oci import mounts
-from polypod_oci.cgroups import Cgroups, number
 from polypod_oci.console import ConsoleSocket
 from polypod_oci.features import Facts
-from polypod_oci.inventory import Bundle, Container
+from polypod_oci.inventory import Bundle
 from polypod_oci.tool import Tool, both
 
 _log = logging.getLogger(__name__)
@@ -58,6 +67,7 @@ class Calls:
         self._supervisor = supervisor
         self._cgroups = cgroups
         self._bundles = bundles
+        self._shm = SharedMemory()
         bundles.mkdir(mode=0o700, exist_ok=True)
 
     @property
@@ -82,13 +92,14 @@ class Calls:
             BackendError: the host refused something.
             Unsupported: the configuration has what this runtime cannot do.
         """
-        mounts.check_propagation(spec.config.mounts)
+        binds = bind_mounts(spec.config)
+        check_propagation(binds)
         bundle = self.bundle(spec.id)
         bundle.make(container)
         root = _mount_root(spec, bundle)
         shm = spec.sandbox.directory / "shm"
-        if any(item.source == str(shm) for item in spec.config.mounts):
-            mounts.mount_shared_memory(shm)
+        if any(item.source == str(shm) for item in binds):
+            self._shm.ensure(shm)
         document = documents.bundle_config(
             spec.config,
             version=self._facts.version,
@@ -134,8 +145,8 @@ class Calls:
     def _discard(self, bundle: Bundle) -> None:
         cgroup = bundle.read().cgroup
         if cgroup:
-            self._cgroups.remove(cgroup)
-        mounts.unmount(bundle.rootfs)
+            self._cgroups.end(cgroup)
+        unmount(bundle.rootfs)
         bundle.remove()
         shutil.rmtree(self.tool.root / bundle.path.name, ignore_errors=True)
 
@@ -168,8 +179,8 @@ class Calls:
             path.unlink()
 
     def _resources(self, cgroup: str, resources: Resources) -> bytes:
-        swap_file = self._cgroups.file("memory", cgroup, "memory.memsw.limit_in_bytes")
-        swap = number(swap_file)
+        directory = self._cgroups.directory("memory", cgroup)
+        swap = usage.number(directory, "memory.memsw.limit_in_bytes")
         facts = CgroupFacts(
             version=self._cgroups.version,
             swap_accounting=self._cgroups.version == 2 or swap is not None,
@@ -190,17 +201,17 @@ class Calls:
         pid_file = bundle.path / f"exec-{short}.pid"
         process = bundle.write(f"exec-{short}.json", documents.process_text(spec.process))
         words = ["exec", "--process", str(process), "--detach", "--pid-file", str(pid_file)]
-        group = f"{container.cgroup}/exec-{short}" if self._exec_groups else ""
+        group = exec_group(container, spec) if self._exec_groups else ""
         try:
             if group:
-                await asyncio.to_thread(self._cgroups.make_child, group)
-                words += ["--cgroup", f"exec-{short}"]
+                await asyncio.to_thread(self._cgroups.create_child, group)
+                words += ["--cgroup", Path(group).name]
             await self._with_console(words, container.id, bundle, spec.stdio, f"exec-{short}")
             pid = _pid(pid_file, self.tool.name)
             return await self._supervisor.adopt(ProcessId(spec.id), pid, labels=labels), group
         except BaseException:
             if group:
-                await asyncio.to_thread(self._cgroups.remove, group)
+                await asyncio.to_thread(self._cgroups.end, group)
             raise
         finally:
             process.unlink()
@@ -210,7 +221,7 @@ class Calls:
 def _mount_root(spec: ContainerSpec, bundle: Bundle) -> Path:
     match spec.rootfs:
         case OverlayRootfs():
-            mounts.mount_overlay(spec.rootfs, bundle.rootfs)
+            mount_rootfs(spec.rootfs, bundle.rootfs)
             return bundle.rootfs
         case DirectoryRootfs(path):
             return path

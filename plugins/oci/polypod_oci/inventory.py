@@ -1,4 +1,4 @@
-"""What the backend knows of its containers; a restart reads it back from small files.
+"""A container's bundle: what a runtime reads, and a note of ours that a restart reads back.
 
 A container is its bundle: ``config.json``, ``rootfs``, a note of ours, and a mark once it was started. Its
 process is found by the id, which keeper and supervisor know, too.
@@ -6,70 +6,13 @@ process is found by the id, which keeper and supervisor know, too.
 
 from __future__ import annotations
 
-import asyncio
 import json
-import os
-import select
 import shutil
-from dataclasses import dataclass, field
 from pathlib import Path
 
-from polypod.plugin import (
-    BackendState,
-    BackendStatus,
-    ContainerId,
-    ExitStatus,
-    LiveProcess,
-    ProcessId,
-    SandboxId,
-)
-from polypod_oci.sandboxes import read_facts
-
-
-@dataclass(slots=True)
-class Container:
-    """One container; ``pidfd`` is ours."""
-
-    id: ContainerId
-    sandbox_id: SandboxId
-    cgroup: str
-    own_pids: bool
-    """The kernel ends every process of it with the first one."""
-    pid: int = 0
-    pidfd: int = -1
-    started: bool = False
-    exit: ExitStatus | None = None
-    oom_killed: bool = False
-    starting: asyncio.Lock = field(default_factory=asyncio.Lock)
-    """Held while the runtime starts it: an exit is told only after that has been answered."""
-
-    @property
-    def process_id(self) -> ProcessId:
-        """What keeper and supervisor call its first process."""
-        return ProcessId(self.id)
-
-    def status(self) -> BackendStatus:
-        """Return the contract's view."""
-        if self.exit is not None:
-            state = BackendState.STOPPED
-        else:
-            state = BackendState.RUNNING if self.started else BackendState.CREATED
-        pid = self.pid if self.exit is None else None
-        return BackendStatus(self.id, self.sandbox_id, state, pid, self.exit, self.oom_killed)
-
-    def is_dead(self) -> bool:
-        """Tell whether its first process is gone, also before that has been told."""
-        if self.exit is not None or self.pidfd < 0:
-            return True
-        poll = select.poll()
-        poll.register(self.pidfd, select.POLLIN)
-        return bool(poll.poll(0))
-
-    def close(self) -> None:
-        """Let go of the descriptor. Idempotent."""
-        if self.pidfd >= 0:
-            os.close(self.pidfd)
-            self.pidfd = -1
+from polypod.backend.containers import Container
+from polypod.backend.sandboxes import read_note
+from polypod.plugin import ContainerId, SandboxId
 
 
 class Bundle:
@@ -101,7 +44,7 @@ class Bundle:
 
     def read(self) -> Container:
         """Return what was noted; of half a note what it says."""
-        facts = read_facts(self.path / "note")
+        facts = read_note(self.path / "note")
         return Container(
             ContainerId(self.path.name),
             SandboxId(str(facts.get("sandbox", ""))),
@@ -121,27 +64,3 @@ class Bundle:
         if self.rootfs.is_mount():
             raise OSError(f"{self.rootfs} is still mounted")
         shutil.rmtree(self.path, ignore_errors=True)
-
-
-def take_process(container: Container, found: LiveProcess) -> None:
-    """Enter what the supervisor kept."""
-    container.pid, container.exit = found.pid, found.exit
-    if found.exit is None:
-        container.pidfd = _pidfd(found.pid, found.start_time)
-
-
-def _pidfd(pid: int, start_time: int) -> int:
-    """Return a pidfd of exactly that process; -1 if it is gone (its exit will be told)."""
-    try:
-        fd = os.pidfd_open(pid)
-    except OSError:
-        return -1
-    try:
-        text = Path(f"/proc/{pid}/stat").read_bytes()
-        if int(text.rpartition(b")")[2].split()[19]) == start_time:
-            return fd
-    except OSError:
-        os.close(fd)
-        return -1
-    os.close(fd)
-    return -1

@@ -5,14 +5,14 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-import signal
 from collections.abc import Coroutine, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
+from polypod.backend.containers import end_process
 from polypod.plan.operations import CloseDescriptors, Execute, Plan, StartSession, UseStdio
-from polypod.plugin import BackendError, NotFound, ProcessId, Stdio, Supervisor
+from polypod.plugin import BackendError, ProcessId, Stdio, Supervisor
 from polypod.plugin.ids import new_id
 from polypod_oci.errors import said
 from polypod_oci.features import Facts, read_features
@@ -116,19 +116,10 @@ class Tool:
         try:
             status = await self._supervisor.wait(process_id)
         except BaseException:
-            await asyncio.shield(self.end(process_id))
+            await asyncio.shield(end_process(self._supervisor, process_id))
             raise
         await self._supervisor.forget(process_id)
         return None if status.signal else status.code
-
-    async def end(self, process_id: ProcessId) -> None:
-        """Kill a run that nobody waits for any more, and see it dead."""
-        try:
-            await self._supervisor.kill(process_id, signal.SIGKILL)
-        except NotFound:
-            _log.debug("%s has ended by itself", process_id)
-        await self._supervisor.wait(process_id)
-        await self._supervisor.forget(process_id)
 
 
 def _plan(words: Sequence[str], stdio: Stdio, fds: Sequence[int]) -> Plan:

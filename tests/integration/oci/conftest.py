@@ -9,9 +9,9 @@ import pytest
 from support.namespaces import busybox_root
 from support.oci import OciSubject
 
+from polypod.backend.cgroups import Cgroups, discover
 from polypod.processes.host import ProcessHost
 from polypod.testing.runtime_lab import RuntimeLab
-from polypod_oci.cgroups import Cgroups
 
 
 @pytest.fixture(scope="session")
@@ -44,7 +44,7 @@ async def lab(tmp_path, busybox, host, program):
     yield made
     await made.close()
     assert left_in(tmp_path) == []
-    Cgroups().remove(parent)
+    Cgroups(discover().with_unified()).end(parent)
 
 
 def left_in(place: Path) -> list[str]:

@@ -6,9 +6,9 @@ import os
 
 import pytest
 
+from polypod.backend.mounts import check_propagation
 from polypod.plugin import BackendError, InvalidArgument
 from polypod.plugin.oci import OciMount
-from polypod_oci.mounts import check_propagation
 
 
 def table(path, optional: str) -> str:
@@ -41,10 +41,15 @@ def test_what_can_propagate_is_taken(tmp_path, option, optional):
 
 
 @pytest.mark.parametrize(
-    ("option", "optional"), [("rshared", ""), ("rshared", "master:3"), ("rslave", "")]
+    ("option", "optional", "why"),
+    [
+        ("rshared", "", "not shared"),
+        ("rshared", "master:3", "not shared"),
+        ("rslave", "", "private mount"),
+    ],
 )
-def test_what_cannot_is_refused(tmp_path, option, optional):
-    with pytest.raises(InvalidArgument, match=r"/volume.*private mount"):
+def test_what_cannot_is_refused(tmp_path, option, optional, why):
+    with pytest.raises(InvalidArgument, match=f"/volume.*{why}"):
         check_propagation(mount(tmp_path, option), table(tmp_path, optional))
 
 

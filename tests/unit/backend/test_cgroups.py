@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import signal
+import subprocess
 from pathlib import Path
 
 import pytest
 
-from polypod.plugin import BackendError
-from polypod_oci.cgroups import Cgroups, number, table
-from polypod_oci.usage import read_usage
+from polypod.backend import usage
+from polypod.backend.cgroups import Cgroups, discover
+from polypod.plugin import BackendError, InvalidArgument
 
 MIB = 1 << 20
 
@@ -28,18 +30,18 @@ def v1(root: Path) -> Cgroups:
     for name in ("cpuset.cpus", "cpuset.mems"):
         (root / "cpuset").mkdir(parents=True, exist_ok=True)
         (root / "cpuset" / name).write_text("0-3\n")
-    return Cgroups(mountinfo(root, *names))
+    return Cgroups(discover(mountinfo(root, *names)).with_unified())
 
 
 def v2(root: Path) -> Cgroups:
-    found = Cgroups(mountinfo(root, "unified"))
+    text = mountinfo(root, "unified")
     (root / "unified/cgroup.controllers").write_text("cpu memory pids\n")
-    return found
+    return Cgroups(discover(text))
 
 
 def test_a_host_without_cgroups_is_told():
     with pytest.raises(BackendError, match="no cgroup file system"):
-        Cgroups("9 1 8:1 / / rw - ext4 /dev/sda rw")
+        discover("9 1 8:1 / / rw - ext4 /dev/sda rw")
 
 
 def test_versions(tmp_path):
@@ -47,16 +49,35 @@ def test_versions(tmp_path):
     assert v2(tmp_path / "two").version == 2
     assert v1(tmp_path / "one").tracking == tmp_path / "one/pids"
     assert v2(tmp_path / "two").tracking == tmp_path / "two/unified"
-    assert v1(tmp_path / "one").controller("hugetlb") is None
-    assert v1(tmp_path / "one").file("memory", "/p/c", "x") == tmp_path / "one/memory/p/c/x"
+    assert v1(tmp_path / "one").directory("hugetlb", "/p/c") is None
+    assert v1(tmp_path / "one").directory("memory", "/p/c") == tmp_path / "one/memory/p/c"
+
+
+def test_hierarchies_can_be_fewer_or_more(tmp_path):
+    found = discover(mountinfo(tmp_path, "memory", "pids", "unified"))
+    names = ("memory", "pids", "unified")
+    memory, pids, unified = (tmp_path / name for name in names)
+    assert found.mounts == (memory, pids)
+    assert found.with_unified().mounts == (memory, pids, unified)
+    assert found.with_unified().version == 1
+    alone = found.only_tracking()
+    assert (alone.mounts, alone.controllers) == ((pids,), {"pids": pids})
+    two = discover(mountinfo(tmp_path, "unified"))
+    assert two.with_unified().mounts == two.only_tracking().mounts == (unified,)
+
+
+@pytest.mark.parametrize("path", ["", "/", "/p/../x", "/p/./x", "/p/\0"])
+def test_paths_stay_below_the_root(tmp_path, path):
+    with pytest.raises(InvalidArgument, match="cgroup path"):
+        v1(tmp_path).create(path)
 
 
 def test_a_cgroup_is_made_with_its_parents_in_all_hierarchies(tmp_path):
-    v1(tmp_path).make("/p/pod")
+    v1(tmp_path).create("/p/pod")
     for name in ("memory", "pids", "cpuacct", "devices", "unified"):
         assert (tmp_path / name / "p/pod").is_dir()
     for directory in ("p", "p/pod"):
-        assert (tmp_path / "cpuset" / directory / "cpuset.cpus").read_text() == "0-3"
+        assert (tmp_path / "cpuset" / directory / "cpuset.cpus").read_text().strip() == "0-3"
 
 
 def test_controllers_are_passed_on_in_v2(tmp_path):
@@ -64,21 +85,21 @@ def test_controllers_are_passed_on_in_v2(tmp_path):
     (tmp_path / "unified/cgroup.subtree_control").touch()
     (tmp_path / "unified/p").mkdir()
     (tmp_path / "unified/p/cgroup.controllers").write_text("pids\n")
-    cgroups.make("/p/pod")
+    cgroups.create("/p/pod")
     assert (tmp_path / "unified/p/cgroup.subtree_control").read_text() == "+pids"
 
 
 def test_an_execs_child_is_made_only_where_the_runtime_was(tmp_path):
     cgroups = v1(tmp_path)
     (tmp_path / "pids/p/c").mkdir(parents=True)
-    cgroups.make_child("/p/c/exec-1")
+    cgroups.create_child("/p/c/exec-1")
     assert (tmp_path / "pids/p/c/exec-1").is_dir()
     assert not (tmp_path / "memory/p").exists()
 
 
 def test_parents_go_where_no_kubelet_removes_them(tmp_path):
     cgroups = v1(tmp_path)
-    cgroups.make("/kube/pod/box")
+    cgroups.create("/kube/pod/box")
     for name in ("memory", "pids", "cpuacct", "devices", "unified"):
         (tmp_path / name / "kube/pod/box").rmdir()
     cgroups.remove_empty_parents("/kube/pod/box", "/polypod")
@@ -89,7 +110,7 @@ def test_parents_go_where_no_kubelet_removes_them(tmp_path):
 
 def test_our_own_parent_stays(tmp_path):
     cgroups = v1(tmp_path)
-    cgroups.make("/polypod/box")
+    cgroups.create("/polypod/box")
     (tmp_path / "devices/polypod/box").rmdir()
     cgroups.remove_empty_parents("/polypod/box", "/polypod")
     assert (tmp_path / "devices/polypod").is_dir()
@@ -129,7 +150,7 @@ def test_usage_of_v1(tmp_path):
     for name, text in files.items():
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(f"{text}\n")
-    found = read_usage(cgroups, "/p")
+    found = usage.read(cgroups, "/p")
     assert found.cpu_usage_core_ns == 123
     assert found.memory_usage_bytes == 10 * MIB
     assert found.memory_working_set_bytes == 6 * MIB
@@ -149,7 +170,7 @@ def test_usage_of_v2(tmp_path):
     (tmp_path / "unified/p").mkdir()
     for name, text in files.items():
         (tmp_path / "unified/p" / name).write_text(f"{text}\n")
-    found = read_usage(cgroups, "/p")
+    found = usage.read(cgroups, "/p")
     assert found.cpu_usage_core_ns == 7000
     assert found.memory_working_set_bytes == 0
     assert found.memory_available_bytes is None
@@ -157,6 +178,26 @@ def test_usage_of_v2(tmp_path):
 
 
 def test_files_that_are_not_there(tmp_path):
-    assert number(None) is None
-    assert number(tmp_path / "nothing") is None
-    assert table(tmp_path / "nothing") == {}
+    assert usage.number(None, "nothing") is None
+    assert usage.number(tmp_path, "nothing") is None
+    found = usage.read(v1(tmp_path), "/p/gone")
+    assert (found.cpu_usage_core_ns, found.memory_usage_bytes, found.processes) == (
+        None,
+        None,
+        None,
+    )
+
+
+def test_everybody_in_a_cgroup_is_signalled_and_it_is_removed(tmp_path):
+    cgroups = v1(tmp_path)
+    with subprocess.Popen(["sleep", "100"]) as one, subprocess.Popen(["sleep", "100"]) as two:
+        for path, pid in (("p/c", one.pid), ("p/c/exec-1", two.pid)):
+            (tmp_path / "pids" / path).mkdir(parents=True)
+            (tmp_path / "pids" / path / "cgroup.procs").write_text(f"{pid}\n")
+        cgroups.kill("/p/c", signal.SIGKILL)
+        assert one.wait() == two.wait() == -signal.SIGKILL
+    for path in ("p/c", "p/c/exec-1"):
+        (tmp_path / "pids" / path / "cgroup.procs").unlink()
+    cgroups.end("/p/c")
+    assert not (tmp_path / "pids/p/c").exists()
+    cgroups.end("/p/c")
