@@ -127,6 +127,7 @@ from polypod.plugin.runtime import (
 )
 from polypod.plugin.services import (
     ExitStatus,
+    HoldsDescriptors,
     IdMaps,
     Launched,
     LiveProcess,
@@ -170,6 +171,7 @@ __all__ = [
     "Feature",
     "FilesystemUsage",
     "Forwards",
+    "HoldsDescriptors",
     "Hooks",
     "HugepageLimit",
     "IdMapping",

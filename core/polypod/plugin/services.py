@@ -11,7 +11,8 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from pathlib import Path
+from typing import Protocol, runtime_checkable
 
 from polypod.plan.operations import Plan
 from polypod.plugin.ids import ProcessId, SandboxId
@@ -240,6 +241,16 @@ class Supervisor(Protocol):
 
     def exits(self) -> AsyncIterator[ProcessExit]:
         """Yield each exit, first those that happened while no daemon was there."""
+        ...
+
+
+@runtime_checkable
+class HoldsDescriptors(Protocol):
+    """Optional, of a `Supervisor`: programs that it executed may leave descriptors with the keeper."""
+
+    @property
+    def keeper_directory(self) -> Path:
+        """Where the keeper listens, as ``keeper.sock``."""
         ...
 
 

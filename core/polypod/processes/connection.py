@@ -43,7 +43,7 @@ class Connection:
         on_connect: Callable[[], None] | None = None,
         on_lost: Callable[[], None] | None = None,
     ) -> None:
-        self._path = path
+        self.path = path
         self._name = name
         self._on_event = on_event
         self._on_connect = on_connect
@@ -71,7 +71,7 @@ class Connection:
                 msg = f"{self._name}: the connection is closed"
                 raise Unavailable(msg)
             if loop.time() >= deadline:
-                msg = f"{self._name}: nobody listens on {self._path}; see processes.log beside it"
+                msg = f"{self._name}: nobody listens on {self.path}; see processes.log beside it"
                 raise Unavailable(msg)
             if self._connecting is None or self._connecting.done():
                 self._connecting = asyncio.ensure_future(self._connect())
@@ -85,7 +85,7 @@ class Connection:
     async def _connect(self) -> None:
         """Try until somebody listens; only one task does this, so there is only one socket."""
         pause_s = _FIRST_RETRY_S
-        while (sock := _connected(self._path)) is None:
+        while (sock := _connected(self.path)) is None:
             await asyncio.sleep(pause_s)
             pause_s = min(pause_s * 1.5, _LONGEST_RETRY_S)
         sock.setblocking(False)

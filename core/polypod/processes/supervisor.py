@@ -9,6 +9,7 @@ import logging
 import os
 import time
 from collections.abc import AsyncIterator, Coroutine, Mapping, Sequence
+from pathlib import Path
 
 from polypod.plan.channel import close_all
 from polypod.plan.operations import Plan
@@ -55,6 +56,11 @@ class SupervisorClient:
     def connect(self, supervisor: Connection, keeper: Connection) -> None:
         """Take the connections."""
         self._supervisor, self._keeper = supervisor, keeper
+
+    @property
+    def keeper_directory(self) -> Path:
+        """See `polypod.plugin.services.HoldsDescriptors`."""
+        return self._keeper.path.parent
 
     async def load(self) -> None:
         """Learn what lives and what has ended, after the connections are open."""
