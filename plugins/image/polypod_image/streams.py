@@ -9,7 +9,9 @@ Spec:
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Callable, Iterator
+from queue import SimpleQueue
 from typing import IO, Final, Protocol, cast
 
 import zstandard
@@ -20,6 +22,8 @@ from polypod_image.mediatypes import Compression
 
 PIECE: Final = 256 << 10
 """Bytes of one piece."""
+_AHEAD: Final = 6
+"""Pieces that wait between two threads."""
 MAX_ZSTD_WINDOW: Final = 1 << 27
 """What zstd itself accepts without ``--long``."""
 
@@ -73,6 +77,51 @@ def watched(source: Source, *sinks: Sink) -> Source:
         return piece
 
     return read
+
+
+class Ahead:
+    """A thread that reads one source, some pieces ahead of who wants them.
+
+    Decompression and hashing let other threads run, so they go on while files are written. The thread begins
+    before there is a source: where it runs may forbid to begin one later.
+    """
+
+    def __init__(self) -> None:
+        """Begin the thread."""
+        self._sources: SimpleQueue[Source] = SimpleQueue()
+        self._pieces: SimpleQueue[bytes | Exception] = SimpleQueue()
+        self._room: SimpleQueue[None] = SimpleQueue()
+        self._end: bytes | Exception | None = None
+        for _ in range(_AHEAD):
+            self._room.put(None)
+        threading.Thread(target=self._run, name="ahead", daemon=True).start()
+
+    def of(self, source: Source) -> Source:
+        """Return a source of the same pieces and errors; called once."""
+        self._sources.put(source)
+        return self._read
+
+    def _read(self) -> bytes:
+        if self._end is None:
+            piece = self._pieces.get()
+            if isinstance(piece, bytes) and piece:
+                self._room.put(None)
+                return piece
+            self._end = piece
+        if isinstance(self._end, Exception):
+            raise self._end
+        return self._end
+
+    def _run(self) -> None:
+        source = self._sources.get()
+        piece: bytes | Exception = b"..."
+        while isinstance(piece, bytes) and piece:
+            self._room.get()
+            try:
+                piece = source()
+            except Exception as error:  # noqa: BLE001 - raised where the piece is wanted
+                piece = error
+            self._pieces.put(piece)
 
 
 class _Gzip:

@@ -25,7 +25,7 @@ from polypod_image.merged import MergedView, Node, keeps_xattr, split
 from polypod_image.meter import Meter
 from polypod_image.options import DevicePolicy
 from polypod_image.sparse import Sparse
-from polypod_image.streams import ByteStream, decompress, file_source, watched
+from polypod_image.streams import ByteStream, Source, decompress, file_source, watched
 from polypod_image.tar import Entry, Kind, TarReader
 from polypod_image.tree import Attributes, LayerTree
 from polypod_image.trees import NOT_SUMMED, Made, checksum, made
@@ -66,10 +66,21 @@ class Unpacked:
     """Device nodes that were left out."""
 
 
-def unpack_layer(job: LayerJob, target: str, meter: Meter) -> Unpacked:
+def unpack_layer(
+    job: LayerJob,
+    target: str,
+    meter: Meter,
+    ahead: Callable[[Source], Source] = lambda source: source,
+) -> Unpacked:
     """Unpack a layer into ``target/fs``; ``target`` is empty and nobody else's.
 
     Belongs in a confined process: it takes nothing but its arguments.
+
+    Args:
+        job: what and onto what.
+        target: where.
+        meter: counts, and stops it.
+        ahead: has decompression and hashing done elsewhere (`streams.Ahead.of`).
 
     Raises:
         InvalidArgument: the layer is malformed, hostile, beyond a limit, or not what diffID says.
@@ -83,8 +94,8 @@ def unpack_layer(job: LayerJob, target: str, meter: Meter) -> Unpacked:
     try:
         os.fchmod(root, 0o755)  # whatever the umask
         digest = hasher(job.diff_id)
-        source = decompress(file_source(job.blob), job.compression)
-        stream = ByteStream(watched(source, digest, meter))
+        source = ahead(watched(decompress(file_source(job.blob), job.compression), digest))
+        stream = ByteStream(watched(source, meter))
         tree = LayerTree(root, gone, job.lower, meter.inode)
         extractor = _Extractor(tree, stream, meter, {})
         try:
@@ -138,7 +149,8 @@ class _Extractor:
                 raise type(error)(f"entry {entry.shown()}: {error}") from error
 
     def _entry(self, entry: Entry) -> None:
-        head, _, name = entry.name.rpartition(b"/")
+        head, _, last = entry.name.rpartition(b"/")
+        name = last
         known = self._tree.known(head) if name and name[0] != _DOT else None
         if known is not None and (make := self._makers.get(entry.kind)) is not None:
             make(
@@ -160,7 +172,8 @@ class _Extractor:
         if entry.kind is Kind.HARDLINK:
             self._hardlink(entry, parts)
             return
-        parent = self._tree.parent(parts, entry.mtime_ns, head)
+        # Of "dir/" and "dir/." the text before the last slash is no parent's.
+        parent = self._tree.parent(parts, entry.mtime_ns, head if name == last else None)
         if entry.kind is Kind.DIRECTORY:
             self._tree.make(parent, name, _attributes(entry))
         else:

@@ -34,14 +34,17 @@ mounts = [
 ]
 code, rules, parent = compile(attempt, "attempt", "exec"), program(), os.getpid()
 bounds = cell.Bounds(1 << 30, 2, 1 << 20, cell.HIDER)
-import ctypes, errno, mmap, stat
+import ctypes, errno, mmap, queue, stat, threading
 libc = ctypes.CDLL(None, use_errno=True)
 def raise_(number):
     raise OSError(number, "")
 cell.enclose(room)
 child = os.fork()
 if child == 0:
-    cell.confine(mounts[0], mounts[1:], bounds, rules, parent)
+    cell.confine(mounts[0], mounts[1:], bounds, parent)
+    go, result = queue.SimpleQueue(), queue.SimpleQueue()
+    threading.Thread(target=lambda: result.put(go.get()()), daemon=True).start()
+    cell.seal(rules)
     try:
         exec(code)
     except OSError as error:
@@ -72,6 +75,8 @@ ATTEMPTS = {
     ),
     "makes-no-large-file": ("os.truncate(os.open('/t/big', 66, 384), 2 << 20)", "EFBIG"),
     "no-code": ("mmap.mmap(-1, 4096, prot=mmap.PROT_READ | mmap.PROT_EXEC)", "EPERM"),
+    "no-more-for-a-thread": ("go.put(lambda: socket.socket(socket.AF_INET)); result.get()", _DIED),
+    "no-new-thread": ("threading.Thread(target=print).start()", _DIED),
     "no-socket": ("socket.socket(socket.AF_INET)", _DIED),
     "no-fork": ("os.fork()", _DIED),
     "no-exec": ("os.execv('/t/x', ['x'])", _DIED),

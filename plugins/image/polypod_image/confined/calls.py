@@ -36,9 +36,14 @@ _OPEN_TREE_CLONE: Final = 1
 _MOVE_MOUNT_F_EMPTY_PATH: Final = 4
 # linux/prctl.h
 _PR_SET_PDEATHSIG: Final = 1
-_PR_SET_SECCOMP: Final = 22
 _PR_SET_NO_NEW_PRIVS: Final = 38
-_SECCOMP_MODE_FILTER: Final = 2
+# linux/seccomp.h
+_SECCOMP_SET_MODE_FILTER: Final = 1
+_SECCOMP_FILTER_FLAG_TSYNC: Final = 1
+# malloc.h
+_M_TRIM_THRESHOLD: Final = -1
+_M_MMAP_THRESHOLD: Final = -3
+_M_ARENA_MAX: Final = -8
 # linux/capability.h
 CAP_CHOWN: Final = 0
 CAP_DAC_OVERRIDE: Final = 1
@@ -53,6 +58,7 @@ _SYS_OPEN_TREE: Final = 428
 _SYS_MOVE_MOUNT: Final = 429
 _SYS_MOUNT_SETATTR: Final = 442
 _SYS_PIVOT_ROOT: Final = {"x86_64": 155, "aarch64": 41}
+_SYS_SECCOMP: Final = {"x86_64": 317, "aarch64": 277}
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _syscall = _libc.syscall
@@ -170,7 +176,25 @@ def no_new_privileges() -> None:
 
 
 def filter_calls(program: bytes) -> None:
-    """Have each further system call judged by a program: an array of ``struct sock_filter``."""
+    """Have each further system call of all threads judged by a program: an array of ``struct sock_filter``."""
     wanted = _Program(len(program) // 8, program)
-    result = _libc.prctl(_PR_SET_SECCOMP, _SECCOMP_MODE_FILTER, ctypes.byref(wanted), 0, 0)
-    _checked(result, "PR_SET_SECCOMP")
+    result = _syscall(
+        _SYS_SECCOMP[os.uname().machine],
+        ctypes.c_uint(_SECCOMP_SET_MODE_FILTER),
+        ctypes.c_uint(_SECCOMP_FILTER_FLAG_TSYNC),
+        ctypes.byref(wanted),
+    )
+    if _checked(result, "seccomp") > 0:
+        raise OSError(None, f"seccomp: thread {result} cannot take the filter")
+
+
+def keep_memory() -> None:
+    """Have freed memory used again instead of given back: a page that comes back must be cleared first.
+
+    For a process that ends soon; a C library that does not know the settings does as it likes.
+    """
+    mallopt = getattr(_libc, "mallopt", None)
+    if mallopt is not None:
+        mallopt(_M_TRIM_THRESHOLD, 128 << 20)
+        mallopt(_M_MMAP_THRESHOLD, 32 << 20)
+        mallopt(_M_ARENA_MAX, 1)

@@ -1,6 +1,7 @@
 """The room of the unpacker: nothing but an empty root, and for each job what that job may see.
 
-`enclose` is called once by the server, `confine` by each of its children before it reads a byte of an image.
+`enclose` is called once by the server, `confine` and `seal` by each of its children before it reads a byte of an
+image.
 
 Spec:
     Reliability I1, I2. man namespaces(7), capabilities(7), getrlimit(2), seccomp(2).
@@ -78,16 +79,13 @@ def enclose(room: str) -> None:
     calls.mount("none", "/", "", calls.MS_REMOUNT | calls.MS_BIND | calls.MS_RDONLY | _QUIET)
 
 
-def confine(
-    target: int, lowers: Sequence[int], bounds: Bounds, program: bytes, parent: int
-) -> None:
-    """Give up everything but one job's directories and the calls that it needs.
+def confine(target: int, lowers: Sequence[int], bounds: Bounds, parent: int) -> None:
+    """Give up everything but one job's directories; threads that begin after this have no more. `seal` comes next.
 
     Args:
         target: a detached mount that becomes `TARGET`; -1 for none.
         lowers: detached mounts of the layers, topmost first.
         bounds: limits.
-        program: of seccomp.
         parent: pid of the server, with which this process ends.
 
     Raises:
@@ -115,6 +113,17 @@ def confine(
     calls.die_with_parent(signal.SIGKILL)
     if os.getppid() != parent:
         os._exit(1)
+
+
+def seal(program: bytes) -> None:
+    """Give up the system calls that a job does not need, for all threads: none can begin any more.
+
+    Args:
+        program: of seccomp.
+
+    Raises:
+        OSError: the kernel refuses.
+    """
     calls.filter_calls(program)
 
 

@@ -18,6 +18,7 @@ from polypod_image.mediatypes import Compression
 from polypod_image.merged import MergedView
 from polypod_image.meter import Meter
 from polypod_image.options import DevicePolicy, Limits
+from polypod_image.streams import Ahead
 from polypod_image.unpack import LayerJob, unpack_layer
 
 MAX_FINDINGS: Final = 20
@@ -29,8 +30,16 @@ Request = Mapping[str, Any]
 Result = dict[str, Any]
 
 
-def unpack(request: Request, blob: int, say: Say) -> Result:
-    """Unpack a layer into the target, and write the record of its tree."""
+Work = Callable[[Request, int, Say], Result]
+
+
+def unpacking() -> Work:
+    """Return what unpacks a layer into the target and writes the record of its tree."""
+    ahead = Ahead()
+    return lambda request, blob, say: _unpack(request, blob, say, ahead)
+
+
+def _unpack(request: Request, blob: int, say: Say, ahead: Ahead) -> Result:
 
     def looked() -> None:
         say({"at": os.lseek(blob, 0, os.SEEK_CUR)})
@@ -38,7 +47,7 @@ def unpack(request: Request, blob: int, say: Say) -> Result:
     job = LayerJob(
         blob, Compression(request["compression"]), Digest(request["diff_id"]), _view(request)
     )
-    done = unpack_layer(job, cell.TARGET, _meter(request, looked))
+    done = unpack_layer(job, cell.TARGET, _meter(request, looked), ahead.of)
     with open(os.open(f"{cell.TARGET}/{trees.NAME}", _CREATE, 0o600), "wb") as file:
         used, inodes = trees.record(os.fsencode(_TREE), file, done.made)
     return {"bytes": used, "inodes": inodes, "skipped": done.skipped}
@@ -76,11 +85,12 @@ def check(request: Request, record: int, say: Say) -> Result:
     return {"count": count, "findings": found}
 
 
-KINDS: Final[Mapping[str, Callable[[Request, int, Say], Result]]] = {
-    "unpack": unpack,
-    "copy": copy,
-    "check": check,
+KINDS: Final[Mapping[str, Callable[[], Work]]] = {
+    "unpack": unpacking,
+    "copy": lambda: copy,
+    "check": lambda: check,
 }
+"""Kind of job → what returns its function; it may begin threads, the function itself cannot."""
 READS: Final = frozenset({"unpack", "check"})
 """Kinds whose first descriptor is a file to be read."""
 WRITES: Final = frozenset({"unpack", "copy"})

@@ -41,6 +41,7 @@ def main(arguments: Sequence[str]) -> None:
     descriptor, room, program = arguments
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal's; the daemon decides
     control = socket.socket(fileno=int(descriptor))
+    calls.keep_memory()
     _warm()
     try:
         cell.enclose(room)
@@ -139,8 +140,10 @@ def _work(
     target = descriptors.pop(0) if kind in jobs.WRITES else -1
     try:
         _send(channel, {"begun": True})
-        cell.confine(target, descriptors, jobs.bounds_of(request), program, parent)
-        result = jobs.KINDS[kind](request, given, lambda step: _send(channel, step))
+        cell.confine(target, descriptors, jobs.bounds_of(request), parent)
+        work = jobs.KINDS[kind]()
+        cell.seal(program)
+        result = work(request, given, lambda step: _send(channel, step))
         _send(channel, {"result": result})
     except PolypodError as error:
         _send(channel, _failure(error))
