@@ -61,7 +61,8 @@ class PluginsConfig:
     required: list[str] = _key([], "plugins without which the server does not start")
     disabled: list[str] = _key([], "plugins that are not loaded")
     order: list[str] = _key([], "the order in which adjust hooks run; others follow by name")
-    hook_timeout_s: float = _key(5.0, "how long one plugin may take to adjust a container, seconds")
+    hook_timeout_s: float = _key(5.0, "how long one hook of one plugin may take, seconds")
+    options: dict[str, Any] = _key({}, "[plugins.NAME]: what a plugin takes; it checks its own")
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,6 +211,7 @@ def show(config: Config) -> list[tuple[str, str, str]]:
     flat: dict[str, Any] = {}
     tree = dataclasses.asdict(config)
     del tree["origins"]
+    tree["plugins"].update(tree["plugins"].pop("options"))
     _flatten(tree, "", flat)
     return [(key, json.dumps(flat[key]), _origin(key, config.origins)) for key in sorted(flat)]
 
@@ -241,6 +243,7 @@ def _build(tree: Mapping[str, Any], origins: Mapping[str, str]) -> Config:
     for name in tree:
         if name not in known:
             raise InvalidArgument(_unknown(name, known))
+    tree = {**tree, "plugins": _with_options(tree.get("plugins", {}))}
     parts: dict[str, Any] = {
         name: _section(kind, name, tree.get(name, {})) for name, kind in _SECTIONS.items()
     }
@@ -258,6 +261,21 @@ def _build(tree: Mapping[str, Any], origins: Mapping[str, str]) -> Config:
         name: _section(HandlerConfig, f"handlers.{name}", value) for name, value in handlers.items()
     }
     return Config(**parts, origins=dict(origins))
+
+
+def _with_options(value: object) -> object:
+    """Return ``[plugins]`` with the tables of plugins, ``[plugins.NAME]``, below ``options``."""
+    if not isinstance(value, dict):
+        return value
+    known = {item.name for item in dataclasses.fields(PluginsConfig)}
+    tables = {key: each for key, each in value.items() if key not in known and _is_table(each)}
+    rest = {key: each for key, each in value.items() if key not in tables}
+    given = rest.get("options", {})
+    return {**rest, "options": {**given, **tables} if _is_table(given) else given}
+
+
+def _is_table(value: object) -> bool:
+    return isinstance(value, dict)
 
 
 def _section(kind: type, name: str, value: object) -> Any:  # noqa: ANN401

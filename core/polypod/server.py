@@ -67,7 +67,7 @@ async def _serve(source: Source, config: Config, where: places.Places) -> None:
     try:
         await assembled.streaming.start()
         await api.start()
-        if await _opened_before(leave, assembled):
+        if await _opened_before(leave, assembled, config):
             recovered.set()
             log.info("ready version=%s seconds=%.3f", polypod.__version__, time.monotonic() - began)
             _settle_memory()
@@ -83,9 +83,9 @@ async def _serve(source: Source, config: Config, where: places.Places) -> None:
         log.info("left; workloads go on")
 
 
-async def _opened_before(leave: asyncio.Event, assembled: Assembled) -> bool:
+async def _opened_before(leave: asyncio.Event, assembled: Assembled, config: Config) -> bool:
     """Recover; tell whether that was done when we were asked to leave."""
-    opening = asyncio.create_task(_open(assembled))
+    opening = asyncio.create_task(_open(assembled, config))
     leaving = asyncio.create_task(leave.wait())
     await asyncio.wait({opening, leaving}, return_when=asyncio.FIRST_COMPLETED)
     leaving.cancel()
@@ -97,7 +97,7 @@ async def _opened_before(leave: asyncio.Event, assembled: Assembled) -> bool:
     return False
 
 
-async def _open(assembled: Assembled) -> None:
+async def _open(assembled: Assembled, config: Config) -> None:
     found = await assembled.core.open()
     log.info(
         "recovered sandboxes=%d containers=%d rolled_back=%d orphans=%d",
@@ -106,7 +106,7 @@ async def _open(assembled: Assembled) -> None:
         len(found.rolled_back),
         len(found.orphans),
     )
-    await open_observers(assembled.registry, assembled.core, assembled.closers)
+    await open_observers(assembled.registry, assembled.core, config.plugins, assembled.closers)
 
 
 def _signals() -> tuple[asyncio.Event, asyncio.Event]:

@@ -6,9 +6,12 @@ import logging
 from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack
 
+from polypod.config import PluginsConfig
 from polypod.lifecycle.core import Core
 from polypod.lifecycle.views import Filter
+from polypod.plugin.errors import FailedPrecondition
 from polypod.plugin.ids import ContainerId, SandboxId
+from polypod.plugin.observer import ContainerFacts, SandboxFacts, Snapshot
 from polypod.plugin.requests import Resources
 from polypod.registry import Registry
 
@@ -18,8 +21,34 @@ log = logging.getLogger(__name__)
 class Services:
     """Implements `polypod.plugin.observer.ObserverServices`."""
 
-    def __init__(self, core: Core) -> None:
+    def __init__(self, core: Core, name: str, hook_timeout_s: float) -> None:
+        """Lend a heart's services to one observer."""
         self._core = core
+        self._name = name
+        self._hook_timeout_s = hook_timeout_s
+
+    @property
+    def hook_timeout_s(self) -> float:
+        """How long one hook may take."""
+        return self._hook_timeout_s
+
+    def snapshot(self) -> Snapshot:
+        """Return all that is listed."""
+        return self._core.snapshot()
+
+    def sandbox(self, sandbox_id: SandboxId, /) -> SandboxFacts | None:
+        """Return one sandbox."""
+        return self._core.sandbox_facts(sandbox_id)
+
+    def container(self, container_id: ContainerId, /) -> ContainerFacts | None:
+        """Return one container."""
+        return self._core.container_facts(container_id)
+
+    def report(self, facts: Mapping[str, object], /) -> None:
+        """Put facts into the verbose Status."""
+        reports = self._core.info.get("observers")
+        former = dict(reports) if isinstance(reports, Mapping) else {}
+        self._core.info["observers"] = {**former, self._name: dict(facts)}
 
     async def sandboxes(self) -> Sequence[Mapping[str, object]]:
         """Return every listed sandbox."""
@@ -59,16 +88,39 @@ class Services:
         await self._core.evict(sandbox_id, reason)
 
 
-async def open_observers(registry: Registry, core: Core, closers: AsyncExitStack) -> None:
-    """Open what plugins offer; one that fails is logged, the others go on."""
-    services = Services(core)
+async def open_observers(
+    registry: Registry, core: Core, settings: PluginsConfig, closers: AsyncExitStack
+) -> None:
+    """Open what plugins offer; one that fails is logged, the others go on.
+
+    Raises:
+        FailedPrecondition: one of a required plugin fails.
+    """
+    owners = {
+        offer.name: plugin.name
+        for plugin in registry.plugins()
+        for offer in plugin.offers
+        if offer.kind == "observer"
+    }
+    _warn_unknown(settings, registry)
     for name, offered in registry.observers.items():
         if offered.unusable:
             log.warning("observer unusable name=%s reason=%s", name, offered.unusable)
             continue
         try:
-            observer = await offered.open(services, {})
-        except Exception:
+            services = Services(core, name, settings.hook_timeout_s)
+            observer = await offered.open(services, settings.options.get(owners[name], {}))
+        except Exception as error:
             log.exception("observer failed name=%s", name)
+            if owners[name] in settings.required:
+                raise FailedPrecondition(
+                    f"required plugin {owners[name]!r}: observer {name!r} does not open: {error}"
+                ) from error
         else:
             closers.push_async_callback(observer.close)
+
+
+def _warn_unknown(settings: PluginsConfig, registry: Registry) -> None:
+    known = {plugin.name for plugin in registry.plugins()}
+    for name in sorted(settings.options.keys() - known):
+        log.warning("[plugins.%s]: no plugin %r is installed; nobody reads this table", name, name)

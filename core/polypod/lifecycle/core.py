@@ -10,6 +10,7 @@ from polypod.lifecycle.containers import Containers
 from polypod.lifecycle.creating import Creating
 from polypod.lifecycle.events import Events
 from polypod.lifecycle.execs import Execs
+from polypod.lifecycle.facts import container_facts, sandbox_facts, snapshot
 from polypod.lifecycle.feed import Reader, shown_containers
 from polypod.lifecycle.handling import Handling
 from polypod.lifecycle.heart import Heart
@@ -41,6 +42,7 @@ from polypod.lifecycle.views import (
 from polypod.plugin.errors import FailedPrecondition, NotFound, Unavailable
 from polypod.plugin.ids import ContainerId, SandboxId
 from polypod.plugin.images import FilesystemUsage, Image, PullProgress
+from polypod.plugin.observer import ContainerFacts, SandboxFacts, Snapshot
 from polypod.plugin.requests import Auth, ContainerConfig, Resources, SandboxConfig
 
 
@@ -131,6 +133,20 @@ class Core:
         """UpdatePodSandboxResources: see `Updating.sandbox`."""
         self._require_ready()
         await self._updating.sandbox(sandbox_id, overhead, resources)
+
+    def snapshot(self) -> Snapshot:
+        """Return all that is listed, for observers: see `polypod.lifecycle.facts`."""
+        return snapshot(self._heart)
+
+    def sandbox_facts(self, sandbox_id: SandboxId, /) -> SandboxFacts | None:
+        """Return what observers are shown of one sandbox; None for an unknown one."""
+        sandbox = self._heart.sandboxes.exact(sandbox_id)
+        return None if sandbox is None else sandbox_facts(sandbox)
+
+    def container_facts(self, container_id: ContainerId, /) -> ContainerFacts | None:
+        """Return what observers are shown of one container; None for an unknown one."""
+        container = self._heart.containers.exact(container_id)
+        return None if container is None else container_facts(self._heart, container)
 
     async def evict(self, sandbox_id: SandboxId, reason: str, /) -> None:
         """Stop a sandbox on an observer's word; the kubelet sees it NOTREADY."""

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 from polypod.lifecycle.checks import check_container
 from polypod.lifecycle.containers import Containers
+from polypod.lifecycle.facts import container_facts
 from polypod.lifecycle.heart import Heart
 from polypod.lifecycle.log_paths import log_location
 from polypod.lifecycle.objects import Container, Sandbox, sandbox_spec
@@ -102,6 +103,7 @@ class Creating:
         except BaseException as error:
             self._failed(container, undo, error)
             raise
+        heart.parts.hooks.notify_container_created(container_facts(heart, container))
         await heart.failpoints.hit("container.created")
         return container.record.id
 
@@ -155,7 +157,9 @@ class Creating:
         )
         built = await heart.parts.builder.container(request)
         sandbox = container.sandbox.record.config
-        adjusted = await heart.parts.hooks.adjust(record.id, sandbox, record.config, built.oci)
+        adjusted = await heart.parts.hooks.adjust(
+            record.id, record.sandbox_id, sandbox, record.config, built.oci
+        )
         return replace(built, oci=adjusted)
 
     async def _prepare(self, container: Container, handler: Handler, undo: Rollback) -> None:
@@ -169,6 +173,7 @@ class Creating:
         heart = self._heart
         if not undo.failures:
             heart.forget_container(container)
+            heart.parts.hooks.notify_container_removed(container.record.id)
             return
         stuck = "; ".join(f"{name}: {failure}" for name, failure in undo.failures)
         container.explain.note(f"undo failed: {stuck}")

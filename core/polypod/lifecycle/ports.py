@@ -15,9 +15,10 @@ from typing import Protocol
 from polypod.lifecycle.views import StreamChoice
 from polypod.plugin.ids import ContainerId, SandboxId
 from polypod.plugin.images import Image, ImageStore
+from polypod.plugin.observer import ContainerFacts, SandboxFacts
 from polypod.plugin.oci import OciConfig
 from polypod.plugin.requests import ContainerConfig, Resources, SandboxConfig, SandboxRequest
-from polypod.plugin.runtime import SandboxSpec
+from polypod.plugin.runtime import PodResources, SandboxSpec
 from polypod.plugin.services import ExitStatus, Stdio
 
 
@@ -211,6 +212,7 @@ class HookCalls(Protocol):
     async def adjust(
         self,
         container_id: ContainerId,
+        sandbox_id: SandboxId,
         sandbox: SandboxConfig,
         request: ContainerConfig,
         config: OciConfig,
@@ -220,7 +222,20 @@ class HookCalls(Protocol):
 
         Raises:
             BackendError: a plugin failed; the text names it.
+            FailedPrecondition: a plugin refuses. So with all that follow and are awaited.
         """
+        ...
+
+    async def before_sandbox_ready(self, sandbox: SandboxFacts, /) -> None: ...
+    async def before_container_start(self, container: ContainerFacts, /) -> None: ...
+    async def adjust_update(
+        self, container: ContainerFacts, resources: Resources, /
+    ) -> Resources: ...
+    async def before_sandbox_resize(
+        self, sandbox: SandboxFacts, limits: PodResources, /
+    ) -> None: ...
+    async def before_sandbox_stop(self, sandbox: SandboxFacts, /) -> None:
+        """Ask every plugin, whatever others answer; raises what the first failed with."""
         ...
 
     def notify_sandbox_ready(
@@ -231,7 +246,10 @@ class HookCalls(Protocol):
 
     def notify_sandbox_stopped(self, sandbox_id: SandboxId, /) -> None: ...
     def notify_sandbox_removed(self, sandbox_id: SandboxId, /) -> None: ...
+    def notify_sandbox_resized(self, sandbox: SandboxFacts, /) -> None: ...
+    def notify_container_created(self, container: ContainerFacts, /) -> None: ...
     def notify_container_started(self, container_id: ContainerId, pid: int | None, /) -> None: ...
+    def notify_container_updated(self, container: ContainerFacts, /) -> None: ...
     def notify_container_exited(self, container_id: ContainerId, status: ExitStatus, /) -> None: ...
     def notify_container_removed(self, container_id: ContainerId, /) -> None: ...
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 
 from polypod.lifecycle.checks import check_sandbox
+from polypod.lifecycle.facts import sandbox_facts
 from polypod.lifecycle.heart import Heart
 from polypod.lifecycle.objects import Sandbox, sandbox_spec
 from polypod.lifecycle.parts import Handler
@@ -14,11 +15,13 @@ from polypod.lifecycle.states import SandboxEvent
 from polypod.lifecycle.steps import bounded, step
 from polypod.lifecycle.teardown import Teardown
 from polypod.lifecycle.trees import remove_tree
+from polypod.lifecycle.user_namespaces import give, pod_maps
 from polypod.lifecycle.views import SandboxState
 from polypod.plugin.errors import AlreadyExists, BackendError
 from polypod.plugin.ids import SandboxId, new_id
 from polypod.plugin.network import AttachRequest
 from polypod.plugin.requests import NamespaceMode, SandboxConfig, SandboxRequest
+from polypod.spec.namespaces import has_user_namespace
 
 _Step = Callable[[Sandbox, Rollback], Awaitable[None]]
 
@@ -116,6 +119,8 @@ class Sandboxes:
             for name, make in self._steps:
                 with step(sandbox.explain, what, name):
                     await make(sandbox, undo)
+            with step(sandbox.explain, what, "ask plugins"):
+                await heart.parts.hooks.before_sandbox_ready(sandbox_facts(sandbox))
             heart.move_sandbox(sandbox, SandboxEvent.READIED)
             undo.commit()
 
@@ -124,6 +129,7 @@ class Sandboxes:
         heart = self._heart
         if not undo.failures:
             heart.forget_sandbox(sandbox)
+            heart.parts.hooks.notify_sandbox_removed(sandbox.record.id)
             return
         stuck = "; ".join(f"{name}: {failure}" for name, failure in undo.failures)
         sandbox.explain.note(f"undo failed: {stuck}")
@@ -166,6 +172,7 @@ class Sandboxes:
                 kinds,
                 hostname=record.config.hostname,
                 sysctls=heart.parts.builder.sysctls(record.config),
+                **({"ids": pod_maps(record.config)} if "user" in kinds else {}),
             )
         await heart.failpoints.hit("sandbox.namespaces")
 
@@ -184,6 +191,8 @@ class Sandboxes:
         files = self._heart.parts.builder.sandbox_files(sandbox.record.config, sandbox.view.ips)
         for name, text in files.items():
             (sandbox.directory / name).write_text(text, encoding="utf-8")
+        maps = pod_maps(sandbox.record.config)
+        give((sandbox.directory / name for name in files), maps)
         await self._heart.failpoints.hit("sandbox.files")
 
     async def _create(self, sandbox: Sandbox, undo: Rollback) -> None:
@@ -224,5 +233,6 @@ def sandbox_namespaces(offered: frozenset[str], config: SandboxConfig) -> frozen
         "uts": modes.network is not NamespaceMode.NODE,
         "ipc": modes.ipc is not NamespaceMode.NODE,
         "pid": modes.pid is NamespaceMode.POD,
+        "user": has_user_namespace(modes),
     }
     return frozenset(kind for kind in offered if own[kind])

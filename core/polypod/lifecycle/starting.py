@@ -10,6 +10,7 @@ from pathlib import Path
 
 from polypod.lifecycle.checkpoints import CHECKPOINT, checkpointable
 from polypod.lifecycle.creating import prepare_rootfs, require_ready
+from polypod.lifecycle.facts import container_facts
 from polypod.lifecycle.heart import Heart
 from polypod.lifecycle.objects import Container, sandbox_spec
 from polypod.lifecycle.parts import Handler
@@ -71,6 +72,8 @@ class Starting:
         heart, record, hit = self._heart, container.record, self._heart.failpoints.hit
         what, explain = f"container {record.id}", container.explain
         async with undo:
+            with step(explain, what, "ask plugins"):
+                await heart.parts.hooks.before_container_start(container_facts(heart, container))
             with step(explain, what, "open the log"):
                 undo.push("close the streams", lambda: heart.parts.logs.close(record.id))
                 stdio = await self._open_log(container)

@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 
 from polypod.lifecycle.containers import Containers
+from polypod.lifecycle.facts import sandbox_facts
 from polypod.lifecycle.heart import Heart
 from polypod.lifecycle.objects import Sandbox
 from polypod.lifecycle.states import SandboxEvent
 from polypod.lifecycle.steps import step
 from polypod.lifecycle.trees import remove_tree
 from polypod.lifecycle.views import SandboxState
-from polypod.plugin.errors import FailedPrecondition
+from polypod.plugin.errors import FailedPrecondition, PolypodError
 
 
 class Teardown:
@@ -88,6 +89,7 @@ class Teardown:
         with step(sandbox.explain, what, "kill containers"):
             await self._kill_containers(sandbox)
             await hit("sandbox.stop.containers")
+        refusal = await self._ask_plugins(sandbox)
         self._not_ready(sandbox)
         with step(sandbox.explain, what, "stop in the backend"):
             await hit("sandbox.stop.recorded")
@@ -101,6 +103,17 @@ class Teardown:
             await hit("sandbox.stop.namespaces")
         heart.commit_sandbox(sandbox, torn_down=True)
         await hit("sandbox.stop.done")
+        if refusal is not None:
+            raise refusal
+
+    async def _ask_plugins(self, sandbox: Sandbox) -> PolypodError | None:
+        """Return what a plugin has against the stop: it is answered once nothing is left to give back."""
+        try:
+            await self._heart.parts.hooks.before_sandbox_stop(sandbox_facts(sandbox))
+        except PolypodError as error:
+            sandbox.explain.note(f"stopped in spite of a plugin: {error}")
+            return error
+        return None
 
     def _not_ready(self, sandbox: Sandbox) -> None:
         was = sandbox.record.state
@@ -119,7 +132,11 @@ class Teardown:
     async def _remove(self, sandbox: Sandbox) -> None:
         heart, record = self._heart, sandbox.record
         what, hit = f"sandbox {record.id}", heart.failpoints.hit
-        await self._join_stop(sandbox)
+        try:
+            await self._join_stop(sandbox)
+        except PolypodError:
+            if not sandbox.record.torn_down:
+                raise  # else a plugin is against it: nobody's word keeps a sandbox
         with step(sandbox.explain, what, "remove containers"):
             for container in tuple(sandbox.containers.values()):
                 await self._containers.remove(container.record.id)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Mapping
 
+from polypod.lifecycle.facts import container_facts, sandbox_facts
 from polypod.lifecycle.heart import Heart
 from polypod.lifecycle.objects import Container, Sandbox
 from polypod.lifecycle.parts import Handler
@@ -62,7 +63,11 @@ class Updating:
             handler = self._heart.handler_of(container.sandbox)
             _require_limits(handler, f"container {container.record.id}")
             with step(container.explain, f"container {container.record.id}", "update limits"):
-                await self._update(container, handler, update, annotations)
+                facts = container_facts(self._heart, container)
+                wanted = await self._heart.parts.hooks.adjust_update(facts, update)
+                await self._update(container, handler, wanted, annotations)
+        facts = container_facts(self._heart, container)
+        self._heart.parts.hooks.notify_container_updated(facts)
 
     def _require_changeable(self, container: Container) -> None:
         state = container.record.state
@@ -135,7 +140,9 @@ class Updating:
             old = pod_resources(sandbox)
             new = PodResources(_merged(old.resources, resources), _merged(old.overhead, overhead))
             with step(sandbox.explain, f"sandbox {sandbox.record.id}", "update limits"):
+                await self._heart.parts.hooks.before_sandbox_resize(sandbox_facts(sandbox), new)
                 await self._apply(sandbox, backend, old, new)
+        self._heart.parts.hooks.notify_sandbox_resized(sandbox_facts(sandbox))
 
     async def _apply(
         self, sandbox: Sandbox, backend: Resizable, old: PodResources, new: PodResources

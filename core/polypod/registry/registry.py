@@ -7,17 +7,17 @@ import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from importlib.metadata import EntryPoint
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 
-from polypod.plugin.errors import BackendError, FailedPrecondition
+from polypod.plugin.errors import BackendError, FailedPrecondition, PolypodError
 from polypod.plugin.hooks import Hooks
 from polypod.plugin.ids import ContainerId, SandboxId
 from polypod.plugin.images import ImageStoreType
 from polypod.plugin.network import NetworkType
-from polypod.plugin.observer import CommandType, ObserverType
+from polypod.plugin.observer import CommandType, ContainerFacts, ObserverType, SandboxFacts
 from polypod.plugin.oci import Linux, OciConfig, Process
-from polypod.plugin.requests import ContainerConfig, SandboxConfig, SandboxRequest
-from polypod.plugin.runtime import RuntimeType
+from polypod.plugin.requests import ContainerConfig, Resources, SandboxConfig, SandboxRequest
+from polypod.plugin.runtime import PodResources, RuntimeType
 from polypod.plugin.services import ExitStatus
 from polypod.registry.discovery import examine, installed, load_all, new_manager
 from polypod.registry.guard import PluginFault, bounded, bounded_async, measured
@@ -25,6 +25,7 @@ from polypod.registry.offers import Kind, Offers
 from polypod.registry.records import Plugin, PluginInfo
 
 log = logging.getLogger(__name__)
+T = TypeVar("T")
 
 HOOK_TIMEOUT_S = 5.0
 LOAD_TIMEOUT_S = 30.0
@@ -203,6 +204,7 @@ class Registry:
     async def adjust(
         self,
         container_id: ContainerId,
+        sandbox_id: SandboxId,
         sandbox: SandboxConfig,
         request: ContainerConfig,
         config: OciConfig,
@@ -216,21 +218,80 @@ class Registry:
             BackendError: a plugin raised, hung or returned something else.
             FailedPrecondition: a plugin refuses the container.
         """
-        for plugin, call in self._implementations("polypod_adjust_container"):
+        hook, what = "polypod_adjust_container", f"container {container_id}"
+        for plugin, call in self._implementations(hook):
             bound = partial(
-                call, container_id=container_id, sandbox=sandbox, request=request, config=config
+                call,
+                container_id=container_id,
+                sandbox_id=sandbox_id,
+                sandbox=sandbox,
+                request=request,
+                config=config,
             )
-            try:
-                answer = await bounded_async(bound, self._hook_timeout_s, plugin.name)
-                config = _adjusted(config, answer)
-            except FailedPrecondition as refusal:
-                raise FailedPrecondition(
-                    f"plugin {plugin.name} refuses container {container_id}: {refusal}"
-                ) from refusal
-            except PluginFault as fault:
-                self._raise(plugin, "polypod_adjust_container", f"container {container_id}", fault)
-            plugin.failures = 0
+            config = await self._ask(plugin, hook, what, bound, partial(_adjusted, config))
         return config
+
+    async def adjust_update(self, container: ContainerFacts, resources: Resources, /) -> Resources:
+        """Hand new limits from plugin to plugin. Raises as `adjust`."""
+        hook, what = "polypod_adjust_update", f"container {container.id}"
+        for plugin, call in self._implementations(hook):
+            bound = partial(call, container=container, resources=resources)
+            resources = await self._ask(plugin, hook, what, bound, partial(_limits, resources))
+        return resources
+
+    async def before_sandbox_ready(self, sandbox: SandboxFacts, /) -> None:
+        """Let every plugin see a new sandbox. Raises as `adjust`."""
+        await self._before("polypod_before_sandbox_ready", "sandbox", sandbox=sandbox)
+
+    async def before_sandbox_resize(self, sandbox: SandboxFacts, limits: PodResources, /) -> None:
+        """Let every plugin see new limits of a pod. Raises as `adjust`."""
+        await self._before(
+            "polypod_before_sandbox_resize", "sandbox", sandbox=sandbox, limits=limits
+        )
+
+    async def before_container_start(self, container: ContainerFacts, /) -> None:
+        """Let every plugin see a container that is about to start. Raises as `adjust`."""
+        await self._before("polypod_before_container_start", "container", container=container)
+
+    async def before_sandbox_stop(self, sandbox: SandboxFacts, /) -> None:
+        """Let every plugin see a sandbox's end, whatever others do.
+
+        Raises:
+            PolypodError: what the first of those that failed raised; as `adjust`.
+        """
+        hook = "polypod_before_sandbox_stop"
+        failures: list[PolypodError] = []
+        for plugin, call in self._implementations(hook, observing=True):
+            bound = partial(call, sandbox=sandbox)
+            try:
+                await self._ask(plugin, hook, f"sandbox {sandbox.id}", bound, _nothing)
+            except PolypodError as error:
+                failures.append(error)
+        if failures:
+            raise failures[0]
+
+    async def _before(self, hook: str, kind: str, **facts: Any) -> None:  # noqa: ANN401
+        what = f"{kind} {facts[kind].id}"
+        for plugin, call in self._implementations(hook):
+            await self._ask(plugin, hook, what, partial(call, **facts), _nothing)
+
+    async def _ask(
+        self,
+        plugin: Plugin,
+        hook: str,
+        what: str,
+        call: Callable[[], object],
+        judge: Callable[[object], T],
+    ) -> T:
+        """Return what a plugin's answer stands for. Raises as `adjust`."""
+        try:
+            answer = judge(await bounded_async(call, self._hook_timeout_s, plugin.name))
+        except FailedPrecondition as refusal:
+            raise FailedPrecondition(f"plugin {plugin.name} refuses {what}: {refusal}") from refusal
+        except PluginFault as fault:
+            self._raise(plugin, hook, what, fault)
+        plugin.failures = 0
+        return answer
 
     # Observe
 
@@ -247,6 +308,18 @@ class Registry:
     def notify_sandbox_removed(self, sandbox_id: SandboxId, /) -> None:
         """See `polypod.plugin.hooks.Hooks.polypod_sandbox_removed`."""
         self._tell("polypod_sandbox_removed", sandbox_id=sandbox_id)
+
+    def notify_sandbox_resized(self, sandbox: SandboxFacts, /) -> None:
+        """See `polypod.plugin.hooks.Hooks.polypod_sandbox_resized`."""
+        self._tell("polypod_sandbox_resized", sandbox=sandbox)
+
+    def notify_container_created(self, container: ContainerFacts, /) -> None:
+        """See `polypod.plugin.hooks.Hooks.polypod_container_created`."""
+        self._tell("polypod_container_created", container=container)
+
+    def notify_container_updated(self, container: ContainerFacts, /) -> None:
+        """See `polypod.plugin.hooks.Hooks.polypod_container_updated`."""
+        self._tell("polypod_container_updated", container=container)
 
     def notify_container_started(self, container_id: ContainerId, pid: int | None, /) -> None:
         """See `polypod.plugin.hooks.Hooks.polypod_container_started`."""
@@ -281,7 +354,7 @@ class Registry:
             BackendError: a required plugin is broken, and to go on without it might be unsafe.
         """
         for plugin in self._plugins:
-            if hook not in plugin.hooks:
+            if hook not in plugin.hooks or getattr(plugin.object, "asleep", False):
                 continue
             if plugin.state == "loaded":
                 yield plugin, _accepting(self._manager, plugin, hook)
@@ -336,6 +409,25 @@ def _adjusted(config: OciConfig, answer: object) -> OciConfig:
                 f"returned a config whose {name} is a {type(part).__name__}, not a {kind.__name__}"
             )
     return answer
+
+
+def _limits(resources: Resources, answer: object) -> Resources:
+    """Return the limits that a plugin's answer stands for.
+
+    Raises:
+        PluginFault: it is neither None nor limits.
+    """
+    if answer is None:
+        return resources
+    if not isinstance(answer, Resources):
+        raise PluginFault(f"returned a {type(answer).__name__}, not Resources")
+    return answer
+
+
+def _nothing(answer: object) -> None:
+    """Raise PluginFault unless a plugin has answered nothing."""
+    if answer is not None:
+        raise PluginFault(f"returned a {type(answer).__name__}, not None")
 
 
 def _warn_unknown(settings: Mapping[str, Sequence[str]], found: Sequence[Plugin]) -> None:

@@ -403,13 +403,42 @@ class FakeHooks:
         self.world = world
         self.told: list[tuple[str, str]] = []
         self.choice: str | None = None
+        self.limits = None
 
     def choose_handler(self, request, /):
         return self.choice
 
-    async def adjust(self, container_id, sandbox, request, config, /):
+    async def adjust(self, container_id, sandbox_id, sandbox, request, config, /):
         await self.world.faults.pass_("adjust")
         return config
+
+    async def before_sandbox_ready(self, sandbox, /):
+        self.told.append(("before ready", sandbox.id))
+        await self.world.faults.pass_("before ready")
+
+    async def before_container_start(self, container, /):
+        self.told.append(("before start", container.id))
+        await self.world.faults.pass_("before start")
+
+    async def adjust_update(self, container, resources, /):
+        await self.world.faults.pass_("adjust update")
+        return self.limits or resources
+
+    async def before_sandbox_resize(self, sandbox, limits, /):
+        await self.world.faults.pass_("before resize")
+
+    async def before_sandbox_stop(self, sandbox, /):
+        self.told.append(("before stop", sandbox.id))
+        await self.world.faults.pass_("before stop")
+
+    def notify_sandbox_resized(self, sandbox, /):
+        self.told.append(("resized", sandbox.id))
+
+    def notify_container_created(self, container, /):
+        self.told.append(("created", container.id))
+
+    def notify_container_updated(self, container, /):
+        self.told.append(("updated", container.id))
 
     def notify_sandbox_ready(self, sandbox_id, sandbox, handler, /):
         self.told.append(("ready", sandbox_id))

@@ -40,7 +40,7 @@ SANDBOX_ID, CONTAINER_ID = SandboxId("5" * 64), ContainerId("c" * 64)
 
 
 async def adjust(registry, config=CONFIG):
-    return await registry.adjust(CONTAINER_ID, SANDBOX, CONTAINER, config)
+    return await registry.adjust(CONTAINER_ID, SANDBOX_ID, SANDBOX, CONTAINER, config)
 
 
 async def _open(_context):
