@@ -25,6 +25,7 @@ from polypod.plugin.errors import (
 )
 from polypod.plugin.ids import Digest, ImageId
 from polypod.plugin.images import FilesystemUsage, Image, Progress
+from polypod_image import changes
 from polypod_image.blobs import Blobs
 from polypod_image.block import ensure_block
 from polypod_image.catalog import DIGEST, SOURCE, TAG, Catalog, StoredImage
@@ -341,6 +342,11 @@ class Inventory:
         status = os.lstat(visible[0])
         root = (stat.S_IMODE(status.st_mode), status.st_uid, status.st_gid)
         return tuple(Path(os.fsdecode(each)) for each in visible), root
+
+    def apply_changes(self, file: Path, upper: Path, lowers: Sequence[Path]) -> None:
+        """Put a layer in the place of a container's upper directory; see `changes.apply`."""
+        workshop = (self._places, self._trash, self._unpackers)
+        changes.apply(file, upper, lowers, workshop, self.stopping.is_set)
 
     def copy(self, image: StoredImage) -> Path:
         """Return a new place whose ``fs`` is a copy of what the image shows."""

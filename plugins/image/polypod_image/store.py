@@ -22,6 +22,7 @@ from polypod.plugin.ids import ContainerId, ImageId
 from polypod.plugin.images import FilesystemUsage, Image, ImageContext, Progress
 from polypod.plugin.requests import Auth
 from polypod.plugin.rootfs import BlockRootfs, DirectoryRootfs, OverlayRootfs, Rootfs, RootfsForm
+from polypod_image import changes
 from polypod_image.block import FSTYPE
 from polypod_image.catalog import Catalog, StoredImage
 from polypod_image.containers import ContainerDirectories, Holding
@@ -299,6 +300,29 @@ class ContentStore:
             self._image(image.id)  # it may be gone by now
         self._containers.take(container_id, Holding(image.id, RootfsForm.BLOCK), _PLAIN_ROOT)
         return BlockRootfs(path, FSTYPE)
+
+    async def export_changes(self, container_id: ContainerId, file: Path, /) -> None:
+        """Write what a container has changed in its root as an uncompressed layer."""
+        upper = self._upper(container_id)
+        await self._run(changes.export, upper, file)
+
+    async def apply_changes(self, container_id: ContainerId, file: Path, /) -> None:
+        """Put such a layer into the root of a container that was never started."""
+        upper = self._upper(container_id)
+        lowers, _root = self._roots[self._containers.held[container_id].image_id]
+        await self._run(self._inventory.apply_changes, file, upper, lowers)
+
+    def _upper(self, container_id: ContainerId) -> Path:
+        """Return the directory that holds a container's changes and nothing else."""
+        holding = self._containers.held.get(container_id)
+        if holding is None:
+            raise NotFound(f"container {container_id} has no root file system here")
+        if holding.form is not RootfsForm.OVERLAY:
+            raise Unsupported(
+                f"container {container_id}: its root has the form {holding.form}, in which changes "
+                "cannot be told from the image; that is known of overlays"
+            )
+        return self._places.container(container_id) / "fs"
 
     async def release(self, container_id: ContainerId, /) -> None:
         """Give back a container's rootfs."""

@@ -289,3 +289,16 @@ async def test_image_file_never_reads_a_giant(tars, store, tmp_path):
     (image,) = await store.load(tars.Layout(layer).write(tmp_path / "layout"))
     with pytest.raises(InvalidArgument, match="larger than"):
         await store.image_file(image.id, "/etc/passwd", 1 << 20)
+
+
+@pytest.mark.parametrize("form", ["{}", "{}/", "./{}", "./{}/", "{}//", "{}/.", ".//{}"])
+async def test_directories_may_be_written_in_any_way(store, tars, tmp_path, form):
+    """As tar(1) does, as tarfile does, and as nobody should."""
+    names = [b"top", b"top/middle"]
+    parts = [tars.directory(form.format(name.decode()).encode()) for name in names]
+    parts += [tars.file(name + b"/file", name) for name in names]
+    parts.append(tars.file(b"file", b"root"))
+    (image,) = await store.load(tars.Layout(tars.layer(*parts)).write(tmp_path / "layout"))
+    (layer,) = (await store.prepare(new_id(), image.id, RootfsForm.OVERLAY)).lowers
+    found = {str(p.relative_to(layer)): p.read_bytes() for p in layer.rglob("*") if p.is_file()}
+    assert found == {"file": b"root", "top/file": b"top", "top/middle/file": b"top/middle"}
