@@ -7,7 +7,7 @@ HOST_STAMP := $(VENV)/.host-packages
 DEV_INPUTS := requirements-dev.txt constraints.txt core/pyproject.toml $(wildcard plugins/*/pyproject.toml)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check fmt bench bench-peers proto docs clean
+.PHONY: help setup demo test check fmt bench bench-peers conformance proto docs clean
 
 help:  ## print this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -50,6 +50,9 @@ bench: setup  ## this host's figures, and its handlers side by side; a table and
 bench-peers: setup  ## the same client on polypod and on Debian's containerd in turns; ratios and bench/out/peers-*.json (ARGS=--quick)
 	$(BIN)/python -m bench.peers $(ARGS)
 
+conformance: setup  ## the CRI suite on each handler, with a report of what each declares (HANDLERS="runc vm", ARGS=--help)
+	PYTHONPATH=tests $(BIN)/python -m conformance --handlers "$(HANDLERS)" $(ARGS)
+
 proto: setup  ## generate core/polypod/api/v1 from proto/
 	$(BIN)/python -m grpc_tools.protoc -Ipolypod/api/v1=proto/runtime/v1 --python_out=core \
 		--pyi_out=core --grpc_python_out=core polypod/api/v1/api.proto
@@ -59,4 +62,4 @@ docs: setup  ## write the generated pages (state diagram, table of backends)
 	$(BIN)/python -m polypod.boot.backends_page > docs/backends.md
 
 clean:  ## remove .venv and what tools left
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis bench/out
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis bench/out tests/conformance/out

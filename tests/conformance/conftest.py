@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import subprocess
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import pytest
 import pytest_asyncio
 from conformance import images
 from conformance.pods import Pods
-from conformance.subjects import Subject, subjects
+from conformance.subjects import Subject, host_lacks, subjects, with_facts
 from support.server import Server
 
 from polypod.client import CriClient
@@ -25,9 +26,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(scope="module", params=subjects())
-def handler(request: pytest.FixtureRequest) -> Subject:
-    """The runtime handler that is tested."""
-    return request.param
+def handler(request: pytest.FixtureRequest, record_testsuite_property) -> Subject:
+    """The runtime handler that is tested, with what it declares."""
+    subject = with_facts(request.param)
+    record_testsuite_property(f"handler {subject.name}", json.dumps(subject.declared()))
+    if subject.unusable:
+        host_lacks(f"handler {subject.name} (type {subject.type}) is unusable: {subject.unusable}")
+    return subject
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module", autouse=True)

@@ -135,7 +135,8 @@ async def test_annotations_of_an_update_are_kept_apart(pods: Pods, cri: CriClien
     assert json.loads(answer.info["info"])["updateAnnotations"] == {"why": "grown"}
 
 
-async def test_an_update_survives_a_restart(pods: Pods, cri: CriClient, server):
+async def test_an_update_survives_a_restart(pods: Pods, cri: CriClient, server, handler):
+    handler.needs_protocol("Resizable")
     pod = await pods.run()
     box = await pod.start(resources=Resources(memory_limit_in_bytes=64 * MIB))
     created = await pod.create(name="second", resources=Resources(cpu_shares=100))
@@ -197,6 +198,7 @@ async def test_scores_of_running_processes_follow(pods: Pods, cri: CriClient, ha
 
 
 async def test_a_pod_is_resized_with_its_overhead(pods: Pods, cri: CriClient, handler):
+    handler.needs_protocol("Resizable")
     pod = await pods.run()
     box = await pod.start()
     await resize(
@@ -218,7 +220,8 @@ async def test_a_pod_is_resized_with_its_overhead(pods: Pods, cri: CriClient, ha
     assert (memory / "memory.limit_in_bytes").read_text() == f"{320 * MIB}\n"
 
 
-async def test_a_resized_pod_is_still_the_one_that_was_run(pods: Pods, cri: CriClient):
+async def test_a_resized_pod_is_still_the_one_that_was_run(pods: Pods, cri: CriClient, handler):
+    handler.needs_protocol("Resizable")
     config = pods.config()
     pod = await cri.run_sandbox(config)
     await resize(cri, pod, resources=Resources(cpu_shares=100))

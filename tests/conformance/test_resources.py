@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from conformance.pods import Pods, eventually
+from conformance.subjects import host_lacks
 
 from polypod.client import CriClient, pb
 from polypod.plugin.runtime import Feature
@@ -27,7 +28,7 @@ def v1(controller: str) -> Path:
     """Return a controller's own hierarchy, or skip."""
     place = CGROUPS / controller
     if not (place / "tasks").exists():
-        pytest.skip(f"no cgroup v1 hierarchy {controller}")
+        host_lacks(f"no cgroup v1 hierarchy {controller}")
     return place
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from conformance import images
 from conformance.pods import Pods, refused
+from conformance.subjects import CONVERSE
 
 from polypod.client import CriClient, pb
 from polypod.plugin.runtime import Feature
@@ -337,7 +338,7 @@ async def test_an_exec_is_filtered_as_the_container(pods: Pods, handler):
 
 async def test_apparmor_is_refused_where_the_host_has_none(pods: Pods, handler):
     if Path("/sys/module/apparmor/parameters/enabled").exists():
-        pytest.skip("this host has AppArmor")
+        pytest.skip(f"{CONVERSE}this host has AppArmor")
     found = pb.SecurityProfile(profile_type=pb.SecurityProfile.RuntimeDefault)
     pod = await pods.run()
     with refused("FAILED_PRECONDITION", "AppArmor"):

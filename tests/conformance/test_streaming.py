@@ -308,8 +308,7 @@ async def test_forward_leads_to_localhost_of_the_pod(
     streams: Streams, pods: Pods, handler: Subject
 ) -> None:
     handler.needs_kernel()
-    if not handler.networked:
-        pytest.skip(f"handler {handler.name}: its pods have no network of their own")
+    handler.needs_network()
     pod = await pods.run()
     await pod.start("httpd -f -p 127.0.0.1:8080 -h /etc")
     async with streams.forward(pod.id) as client:
@@ -329,8 +328,7 @@ async def test_forward_leads_to_localhost_of_the_pod(
 
 async def test_forward_falls_back_to_ipv6(streams: Streams, pods: Pods, handler: Subject) -> None:
     handler.needs_kernel()
-    if not handler.networked:
-        pytest.skip(f"handler {handler.name}: its pods have no network of their own")
+    handler.needs_network()
     pod = await pods.run()
     await pod.start("httpd -f -p [::1]:8080 -h /etc")
     async with streams.forward(pod.id) as client:
