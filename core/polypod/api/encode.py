@@ -18,7 +18,6 @@ from polypod.lifecycle.views import (
     HandlerView,
     SandboxState,
     SandboxView,
-    StatsView,
     StatusView,
 )
 from polypod.plugin import requests as r
@@ -41,6 +40,8 @@ _CONTAINER_STATES = {
     ContainerState.REMOVED: pb.CONTAINER_UNKNOWN,
 }
 
+_USERS_ON_HOST = {Feature.USER_NAMESPACES, Feature.HOST_NETWORK}
+
 
 def info(values: Mapping[str, object]) -> dict[str, str]:
     """Return verbose facts as CRI wants them: one key, JSON text."""
@@ -51,7 +52,7 @@ def sandbox(view: SandboxView) -> pb.PodSandbox:
     """Return one entry of ListPodSandbox."""
     return pb.PodSandbox(
         id=view.id,
-        metadata=_pod_metadata(view.config.metadata),
+        metadata=pod_metadata(view.config.metadata),
         state=_SANDBOX_STATES[view.state],
         created_at=view.created_at_ns,
         labels=view.config.labels,
@@ -70,7 +71,7 @@ def sandbox_status(view: SandboxView) -> pb.PodSandboxStatus:
     options = _namespaces(view.config.security.namespaces)
     return pb.PodSandboxStatus(
         id=view.id,
-        metadata=_pod_metadata(view.config.metadata),
+        metadata=pod_metadata(view.config.metadata),
         state=_SANDBOX_STATES[view.state],
         created_at=view.created_at_ns,
         network=network,
@@ -135,42 +136,6 @@ def event(view: EventView) -> pb.ContainerEventResponse:
     )
 
 
-def container_stats(view: StatsView) -> pb.ContainerStats:
-    """Return a container's counters; what is not known is left out."""
-    c, usage = view.container, view.usage
-    answer = pb.ContainerStats(
-        attributes=pb.ContainerAttributes(
-            id=c.id,
-            metadata=pb.ContainerMetadata(
-                name=c.config.metadata.name, attempt=c.config.metadata.attempt
-            ),
-            labels=c.config.labels,
-            annotations=c.config.annotations,
-        )
-    )
-    if view.writable_layer is not None:
-        answer.writable_layer.CopyFrom(filesystem(view.writable_layer))
-    if usage is None:
-        return answer
-    if usage.cpu_usage_core_ns is not None:
-        answer.cpu.timestamp = usage.timestamp_ns
-        _set(answer.cpu.usage_core_nano_seconds, usage.cpu_usage_core_ns)
-        _set(answer.cpu.usage_nano_cores, view.usage_nano_cores)
-    if usage.memory_usage_bytes is not None or usage.memory_working_set_bytes is not None:
-        memory = answer.memory
-        memory.timestamp = usage.timestamp_ns
-        _set(memory.working_set_bytes, usage.memory_working_set_bytes)
-        _set(memory.available_bytes, usage.memory_available_bytes)
-        _set(memory.usage_bytes, usage.memory_usage_bytes)
-        _set(memory.rss_bytes, usage.memory_rss_bytes)
-        _set(memory.page_faults, usage.memory_page_faults)
-        _set(memory.major_page_faults, usage.memory_major_page_faults)
-    if usage.swap_usage_bytes is not None:
-        answer.swap.timestamp = usage.timestamp_ns
-        _set(answer.swap.swap_usage_bytes, usage.swap_usage_bytes)
-    return answer
-
-
 def filesystem(usage: FilesystemUsage) -> pb.FilesystemUsage:
     """Return what something takes of a file system."""
     return pb.FilesystemUsage(
@@ -209,7 +174,13 @@ def status(view: StatusView, *, verbose: bool) -> pb.StatusResponse:
         status=pb.RuntimeStatus(conditions=conditions),
         info=info(view.info) if verbose else {},
         runtime_handlers=list(_handlers(view.handlers)),
-        features=pb.RuntimeFeatures(supplemental_groups_policy=view.supplemental_groups_policy),
+        features=pb.RuntimeFeatures(
+            supplemental_groups_policy=view.supplemental_groups_policy,
+            user_namespaces_host_network=any(
+                each.features >= _USERS_ON_HOST for each in view.handlers if not each.unusable
+            ),
+            mount_options=True,
+        ),
     )
 
 
@@ -225,14 +196,8 @@ def _handlers(handlers: Iterable[HandlerView]) -> Iterable[pb.RuntimeHandler]:
         yield pb.RuntimeHandler(name=handler.name, features=features)
 
 
-def _set(field: pb.UInt64Value, value: int | None) -> None:
-    """Set a counter; a zero is set as zero, None stays absent."""
-    if value is not None:
-        field.SetInParent()
-        field.value = max(value, 0)
-
-
-def _pod_metadata(meta: r.PodMetadata) -> pb.PodSandboxMetadata:
+def pod_metadata(meta: r.PodMetadata) -> pb.PodSandboxMetadata:
+    """Return what names a sandbox."""
     return pb.PodSandboxMetadata(
         name=meta.name, uid=meta.uid, namespace=meta.namespace, attempt=meta.attempt
     )

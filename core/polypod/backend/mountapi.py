@@ -37,6 +37,7 @@ MOUNT_ATTR_RDONLY = 0x1
 MOUNT_ATTR_NOSUID = 0x2
 MOUNT_ATTR_NODEV = 0x4
 MOUNT_ATTR_NOEXEC = 0x8
+MOUNT_ATTR_IDMAP = 0x00100000
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _syscall = _libc.syscall
@@ -74,7 +75,15 @@ def mount_setattr(
     mount: int, *, set_: int = 0, clear: int = 0, propagation: int = 0, recursive: bool = False
 ) -> None:
     """Change the attributes of a (detached) mount, and with ``recursive`` of all below it."""
-    attributes = _MountAttr(set_, clear, propagation, 0)
+    _setattr(mount, _MountAttr(set_, clear, propagation, 0), recursive=recursive)
+
+
+def idmap(mount: int, users: int, *, recursive: bool = False) -> None:
+    """Let a detached mount show ids as a user namespace maps them."""
+    _setattr(mount, _MountAttr(MOUNT_ATTR_IDMAP, 0, 0, users), recursive=recursive)
+
+
+def _setattr(mount: int, attributes: _MountAttr, *, recursive: bool) -> None:
     flags = AT_EMPTY_PATH | (AT_RECURSIVE if recursive else 0)
     result = _syscall(
         _SYS_MOUNT_SETATTR,

@@ -20,8 +20,9 @@ from typing import Final
 
 from polypod.backend import mountapi
 from polypod.backend.descriptors import Descriptors
+from polypod.backend.users import map_ids, open_overlay
 from polypod.plugin.errors import BackendError, InvalidArgument, Unsupported
-from polypod.plugin.oci import OciConfig, OciMount
+from polypod.plugin.oci import Linux, OciConfig, OciMount
 from polypod.plugin.rootfs import BlockRootfs, DirectoryRootfs, OverlayRootfs, Rootfs
 from polypod.spec.compile import MountSource
 from polypod.spec.mount_options import MS_PRIVATE, MS_SHARED, MS_SLAVE, parse_mount_options
@@ -29,8 +30,13 @@ from polypod.spec.mount_options import MS_PRIVATE, MS_SHARED, MS_SLAVE, parse_mo
 _CLONE: Final = mountapi.OPEN_TREE_CLONE | mountapi.OPEN_TREE_CLOEXEC
 
 
-def open_rootfs(rootfs: Rootfs) -> int:
+def open_rootfs(rootfs: Rootfs, linux: Linux | None = None, users: int = -1) -> int:
     """Return a detached mount of a container's root.
+
+    Args:
+        rootfs: its description.
+        linux: the container's, with the mappings of ``users``.
+        users: the pod's user namespace; -1 = the host's.
 
     Raises:
         BackendError: the kernel refused; the text has its words.
@@ -38,11 +44,13 @@ def open_rootfs(rootfs: Rootfs) -> int:
     """
     try:
         match rootfs:
+            case OverlayRootfs() if linux is not None and users >= 0:
+                return open_overlay(rootfs, linux, users)
             case OverlayRootfs():
                 return _open_overlay(rootfs)
             case DirectoryRootfs(path):
                 fd = mountapi.open_tree(mountapi.AT_FDCWD, str(path), _CLONE)
-                return _private(fd)
+                return _private(fd, users)
             case BlockRootfs(path):
                 raise Unsupported(f"{path}: block images cannot be a root file system here")
     except OSError as error:
@@ -112,8 +120,10 @@ def _pair(option: str) -> tuple[str, str | None]:
     return key, value if equals else None
 
 
-def _private(fd: int) -> int:
+def _private(fd: int, users: int) -> int:
     try:
+        if users >= 0:
+            mountapi.idmap(fd, users)
         mountapi.mount_setattr(fd, propagation=MS_PRIVATE, recursive=True)
     except OSError:
         os.close(fd)
@@ -130,8 +140,15 @@ def bind_mounts(config: OciConfig) -> list[OciMount]:
     ]
 
 
-def open_binds(mounts: Iterable[OciMount], descriptors: Descriptors) -> dict[str, MountSource]:
+def open_binds(
+    mounts: Iterable[OciMount], descriptors: Descriptors, users: Mapping[str, int] | None = None
+) -> dict[str, MountSource]:
     """Open the sources of bind mounts.
+
+    Args:
+        mounts: bind mounts.
+        descriptors: what is opened is added here.
+        users: destination → user namespace, of those that are idmapped.
 
     Raises:
         BackendError: a source is gone, or its propagation is not what the mount needs.
@@ -140,15 +157,17 @@ def open_binds(mounts: Iterable[OciMount], descriptors: Descriptors) -> dict[str
     check_propagation(mounts)
     found: dict[str, MountSource] = {}
     for mount in mounts:
-        fd, is_directory = _open_bind(mount)
+        fd, is_directory = _open_bind(mount, (users or {}).get(mount.destination, -1))
         found[mount.destination] = MountSource(descriptors.take(fd), is_directory)
     return found
 
 
-def _open_bind(mount: OciMount) -> tuple[int, bool]:
+def _open_bind(mount: OciMount, users: int) -> tuple[int, bool]:
     options = parse_mount_options(mount.options, mount.destination)
-    if mount.uid_mappings or mount.gid_mappings:
-        raise Unsupported(f"mount {mount.destination}: idmapped mounts are not in this version")
+    if users < 0 and (mount.uid_mappings or mount.gid_mappings):
+        raise Unsupported(
+            f"mount {mount.destination}: idmapped mounts are not done by this handler"
+        )
     deep = mountapi.AT_RECURSIVE if options.recursive else 0
     try:
         fd = mountapi.open_tree(mountapi.AT_FDCWD, mount.source, _CLONE | deep)
@@ -157,6 +176,8 @@ def _open_bind(mount: OciMount) -> tuple[int, bool]:
             f"mount {mount.destination}: source {mount.source}: {os.strerror(error.errno or 0)}"
         ) from error
     try:
+        if users >= 0:
+            map_ids(fd, users, mount)
         mountapi.mount_setattr(fd, propagation=options.propagation or MS_PRIVATE, recursive=True)
         if options.set_ or options.clear:
             mountapi.mount_setattr(fd, set_=options.set_, clear=options.clear)
@@ -165,6 +186,9 @@ def _open_bind(mount: OciMount) -> tuple[int, bool]:
                 fd, set_=options.recursive_set, clear=options.recursive_clear, recursive=True
             )
         return fd, stat.S_ISDIR(os.fstat(fd).st_mode)
+    except BackendError:
+        os.close(fd)
+        raise
     except OSError as error:
         os.close(fd)
         raise BackendError(f"mount {mount.destination}: {error.strerror}") from error
@@ -235,19 +259,21 @@ class SharedMemory:
         # Two containers of a pod may be started at once; a second tmpfs would hide the first.
         self._lock = threading.Lock()
 
-    def ensure(self, directory: Path) -> None:
-        """Mount it if it is not there yet."""
+    def ensure(self, directory: Path, uid: int = 0, gid: int = 0) -> None:
+        """Mount it if it is not there yet; ``uid`` and ``gid`` are those of the pod's root."""
         with self._lock:
             if not directory.is_mount():
-                self._mount(directory)
+                self._mount(directory, uid, gid)
 
     @staticmethod
-    def _mount(directory: Path) -> None:
+    def _mount(directory: Path, uid: int, gid: int) -> None:
         directory.mkdir(mode=0o700, exist_ok=True)
         attributes = (
             mountapi.MOUNT_ATTR_NOSUID | mountapi.MOUNT_ATTR_NODEV | mountapi.MOUNT_ATTR_NOEXEC
         )
         options: list[tuple[str, str | None]] = [("size", "65536k"), ("mode", "1777")]
+        if uid or gid:
+            options += [("uid", str(uid)), ("gid", str(gid))]
         fd = mountapi.mount_detached("tmpfs", options, attributes=attributes)
         try:
             mountapi.move_mount(fd, str(directory))

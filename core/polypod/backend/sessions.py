@@ -14,6 +14,7 @@ import termios
 from polypod.backend.cgroups import Cgroups
 from polypod.backend.containers import Container
 from polypod.backend.descriptors import Descriptors
+from polypod.backend.users import give_streams
 from polypod.plugin import (
     BackendError,
     ExecSpec,
@@ -70,6 +71,7 @@ async def launch_exec(
     with Descriptors() as descriptors:
         try:
             joined = cgroups.join_child(container.cgroup, group)
+            give_streams(spec.stdio, spec.process, spec.config.linux)
             sources = ExecSources(
                 pidfd=descriptors.lend(container.pidfd),
                 kinds=kinds,

@@ -17,6 +17,7 @@ from typing import Final, TypeVar
 
 from polypod.lifecycle.host_facts import HostFacts
 from polypod.lifecycle.ports import BuiltConfig, ConfigRequest
+from polypod.lifecycle.user_namespaces import check_user, pod_maps
 from polypod.plugin.errors import InvalidArgument, Unavailable, Unsupported
 from polypod.plugin.ids import ImageId
 from polypod.plugin.images import ImageStore
@@ -30,7 +31,7 @@ from polypod.plugin.requests import (
     SecurityProfile,
 )
 from polypod.plugin.runtime import SandboxSpec
-from polypod.spec.capabilities import capability_sets
+from polypod.spec.capabilities import ALL_CAPABILITIES, capability_sets
 from polypod.spec.devices import HostDevice, device_nodes, device_rules
 from polypod.spec.mounts import MountInputs, SandboxFiles, container_mounts, rootfs_propagation
 from polypod.spec.namespaces import (
@@ -110,9 +111,13 @@ class Assembler:
         if config.cdi_devices:
             raise Unsupported(f"CDI devices {list(config.cdi_devices)}: not in this version")
         self._check_apparmor(config.security.apparmor)
-        user = await self._user(request)
+        user, maps = await self._user(request), pod_maps(request.sandbox.config)
+        check_user(user, maps)
         capabilities = capability_sets(
-            config.security.capabilities, privileged=privileged, grantable=self._host.grantable
+            config.security.capabilities,
+            privileged=privileged,
+            # What the host lacks is no right of it that is given, but one over the pod's own namespaces.
+            grantable=self._host.grantable if maps is None else frozenset(ALL_CAPABILITIES),
         )
         devices: list[HostDevice] = []
         if config.devices:
@@ -132,6 +137,8 @@ class Assembler:
                     _namespace_paths(request.sandbox, config),
                     privileged=privileged,
                 ),
+                uid_mappings=maps.uids if maps else (),
+                gid_mappings=maps.gids if maps else (),
                 devices=device_nodes(devices, everything),
                 cgroups_path=request.cgroup,
                 resources=oci_resources(
@@ -251,6 +258,7 @@ def _mount_inputs(sandbox: SandboxSpec, config: ContainerConfig) -> MountInputs:
         privileged=config.security.privileged,
         readonly_rootfs=config.security.readonly_rootfs,
         user_namespace=has_user_namespace(options),
+        host_network=options.network is NamespaceMode.NODE,
     )
 
 

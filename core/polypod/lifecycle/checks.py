@@ -5,18 +5,19 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Final
 
+from polypod.lifecycle import user_namespaces
 from polypod.lifecycle.parts import Handler
 from polypod.plugin.errors import InvalidArgument, Unsupported
 from polypod.plugin.requests import (
     ContainerConfig,
     MountPropagation,
     NamespaceMode,
-    NamespaceOptions,
     ProfileType,
     SandboxConfig,
     SecurityProfile,
 )
 from polypod.plugin.runtime import Feature
+from polypod.spec.namespaces import has_user_namespace
 
 _SandboxRule = tuple[Feature, str, Callable[[SandboxConfig], bool]]
 _ContainerRule = tuple[Feature, str, Callable[[ContainerConfig], bool]]
@@ -24,10 +25,6 @@ _ContainerRule = tuple[Feature, str, Callable[[ContainerConfig], bool]]
 
 def _localhost(profile: SecurityProfile | None) -> bool:
     return profile is not None and profile.profile_type is ProfileType.LOCALHOST
-
-
-def _user_namespace(options: NamespaceOptions) -> bool:
-    return options.userns is not None and options.userns.mode is NamespaceMode.POD
 
 
 SANDBOX_RULES: Final[tuple[_SandboxRule, ...]] = (
@@ -49,7 +46,7 @@ SANDBOX_RULES: Final[tuple[_SandboxRule, ...]] = (
     (
         Feature.USER_NAMESPACES,
         "a user namespace (hostUsers: false)",
-        lambda c: _user_namespace(c.security.namespaces),
+        lambda c: has_user_namespace(c.security.namespaces),
     ),
     (Feature.PRIVILEGED, "privileged containers", lambda c: c.security.privileged),
     (Feature.SYSCTLS, "sysctls", lambda c: bool(c.sysctls)),
@@ -110,6 +107,7 @@ def check_sandbox(handler: Handler, config: SandboxConfig) -> None:
     for feature, what, asked in SANDBOX_RULES:
         if feature not in handler.type.features and asked(config):
             raise _unsupported(handler, f"sandbox {config.metadata.name}", what, feature)
+    user_namespaces.check_pod(config)
 
 
 def check_container(handler: Handler, sandbox: SandboxConfig, config: ContainerConfig) -> None:
@@ -128,6 +126,7 @@ def check_container(handler: Handler, sandbox: SandboxConfig, config: ContainerC
             f"container {config.metadata.name} is privileged, but its sandbox was not run with "
             "security_context.privileged"
         )
+    user_namespaces.check_container(sandbox.security.namespaces, config)
     for feature, what, asked in CONTAINER_RULES:
         if feature not in handler.type.features and asked(config):
             raise _unsupported(handler, f"container {config.metadata.name}", what, feature)

@@ -52,16 +52,17 @@ def _is_map(ranges: object) -> bool:
 
 
 def make(
-    proc: int, kinds: list[str], maps: Maps, inside: Callable[[int], None]
+    proc: int, maps: Maps, inside: Callable[[int], None], kinds: list[str] | None = None
 ) -> tuple[dict[str, int], int, int]:
     """Make a user namespace and others that it owns.
 
     Args:
         proc: a procfs.
-        kinds: of the others; with ``pid`` the child is the first in it and has a mount namespace, too.
         maps: of the user namespace.
-        inside: what the child does there as root; called with a descriptor on which it must write `READY`.
+        inside: what the child does there as root of all of them; called with a descriptor for `say_ready`.
             If it returns, the child ends when we have what we want.
+        kinds: of the others; None = there are none, and the child need not be anybody. With ``pid`` the child
+            is the first in it, and has a mount namespace, too.
 
     Returns:
         Descriptors of the namespaces by kind, the child's pid and its pidfd.
@@ -70,10 +71,8 @@ def make(
         OSError: the kernel refused; nothing is left.
     """
     flags = process.CLONE_PARENT | process.CLONE_NEWUSER
-    for kind in kinds:
-        flags |= namespace.FLAGS[kind]
-    if "pid" in kinds:
-        flags |= process.CLONE_NEWNS
+    if "pid" in (kinds or ()):
+        flags |= process.CLONE_NEWPID | process.CLONE_NEWNS
     pipes: list[int] = []
     pidfd = -1
     fds: dict[str, int] = {}
@@ -83,14 +82,14 @@ def make(
         gate, go, ready, done = pipes
         pid, pidfd = process.clone3(flags)
         if pid == 0:
-            _live(proc, gate, done, inside)
+            _live((proc, gate, done), kinds, inside)
         for fd in (gate, done):
             os.close(fd)
             pipes.remove(fd)
         _write_maps(proc, pid, maps)
         os.write(go, b"g")
         _expect_ready(ready)
-        for kind in ("user", *kinds):
+        for kind in ("user", *(kinds or ())):
             name = f"{pid}/ns/{namespace.FILES[kind]}"
             fds[kind] = os.open(name, os.O_RDONLY | os.O_CLOEXEC, dir_fd=proc)
     except BaseException:
@@ -110,18 +109,32 @@ def say_ready(done: int) -> None:
     os.write(done, _READY)
 
 
-def _live(proc: int, gate: int, done: int, inside: Callable[[int], None]) -> NoReturn:
+def _live(
+    kept: tuple[int, int, int], kinds: list[str] | None, inside: Callable[[int], None]
+) -> NoReturn:
     """The child's life."""
+    _proc, gate, done = kept
     try:
-        files.close_all_but([proc, gate, done])
+        files.close_all_but(list(kept))
         if os.read(gate, 1):
-            credentials.become_root()
+            if kinds is not None:
+                credentials.become_root()
+                _make_others(kinds)
             inside(done)
             os.read(gate, 1)
     except OSError as error:
         os.write(done, f"{error.errno or 0} {error.strerror or error}".encode())
     finally:
         os._exit(0)
+
+
+def _make_others(kinds: list[str]) -> None:
+    """By root of the user namespace: what is made belongs to who makes it, such as the root of an mqueue."""
+    flags = 0
+    for kind in kinds:
+        if kind != "pid":
+            flags |= namespace.FLAGS[kind]
+    namespace.unshare(flags)
 
 
 def _write_maps(proc: int, pid: int, maps: Maps) -> None:

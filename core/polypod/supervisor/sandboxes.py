@@ -93,7 +93,7 @@ class Home:
                 _reap_for_ever(done)
             owned.say_ready(done)
 
-        fds, pid, pidfd = owned.make(self._proc, kinds, maps, inside)
+        fds, pid, pidfd = owned.make(self._proc, maps, inside, kinds)
         try:
             if "network" in kinds:
                 fds["netlink"] = self._netlink(fds["network"])
@@ -108,7 +108,7 @@ class Home:
 
     def map_ids(self, maps: Maps) -> int:
         """Return a user namespace that nobody lives in: it only says how ids are mapped."""
-        fds, _pid, pidfd = owned.make(self._proc, [], maps, owned.say_ready)
+        fds, _pid, pidfd = owned.make(self._proc, maps, owned.say_ready)
         os.close(pidfd)
         return fds["user"]
 

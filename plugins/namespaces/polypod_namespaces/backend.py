@@ -7,6 +7,7 @@ What every backend on a host does alike lies in `polypod.backend`.
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
@@ -16,8 +17,10 @@ from polypod.backend.containers import Container, Containers, end_process, execu
 from polypod.backend.descriptors import Descriptors
 from polypod.backend.sandboxes import Sandboxes
 from polypod.backend.sessions import launch_exec
+from polypod.backend.users import why_not
 from polypod.plugin.errors import BackendError, InvalidArgument
 from polypod.plugin.ids import ContainerId, SandboxId
+from polypod.plugin.oci import OciIdMapping
 from polypod.plugin.requests import Resources
 from polypod.plugin.runtime import (
     BackendEvent,
@@ -25,14 +28,16 @@ from polypod.plugin.runtime import (
     ContainerSpec,
     ContainerUsage,
     ExecSpec,
+    Feature,
     Inventory,
     PodResources,
     RuntimeContext,
     SandboxSpec,
 )
-from polypod.plugin.services import LiveProcess, Session
+from polypod.plugin.services import IdMaps, LiveProcess, Session
 from polypod.spec.updates import pod_total
-from polypod_namespaces.launching import Launches, joined_kinds
+from polypod_namespaces.launching import Launches, joined_kinds, other_maps
+from polypod_namespaces.plugin import FEATURES
 
 _T = TypeVar("_T")
 _THREADS = 8
@@ -52,11 +57,25 @@ async def open_backend(context: RuntimeContext) -> NamespacesBackend:
         )
     backend = NamespacesBackend(context)
     await backend.restore()
+    backend.users_problem = await _why_no_user_namespaces(context)
     return backend
 
 
+async def _why_no_user_namespaces(context: RuntimeContext) -> str:
+    """Try what a pod with a user namespace takes; return why it cannot be had, or an empty text."""
+    ids = (OciIdMapping(0, 1 << 16, 1 << 16),)
+    try:
+        users = await context.supervisor.map_ids(IdMaps(ids, ids))
+    except BackendError as error:
+        return str(error)
+    try:
+        return await asyncio.to_thread(why_not, context.root, users)
+    finally:
+        os.close(users)
+
+
 class NamespacesBackend:
-    """Implements `RuntimeBackend`, `Execs`, `Resizable` and `StatsSource`."""
+    """Implements `RuntimeBackend`, `Narrowed`, `Execs`, `Resizable` and `StatsSource`."""
 
     def __init__(self, context: RuntimeContext) -> None:
         self._handler = context.handler
@@ -64,8 +83,16 @@ class NamespacesBackend:
         self._cgroups = Cgroups(discover())
         self._launches = Launches(self._cgroups)
         self._threads = ThreadPoolExecutor(_THREADS, f"ns-{context.handler}")
+        self.users_problem = ""
+        """Why this host cannot have pods with user namespaces; empty if it can."""
         self._containers = Containers(context, self._cgroups, self._run)
         self._sandboxes = Sandboxes(context, self._cgroups, self._containers, self._run)
+
+    @property
+    def features(self) -> frozenset[Feature]:
+        """See `Narrowed.features`: what this host can."""
+        missing = {Feature.USER_NAMESPACES} if self.users_problem else set()
+        return FEATURES - missing
 
     # Sandboxes
 
@@ -96,7 +123,8 @@ class NamespacesBackend:
         container = Container.of(spec)
         with Descriptors() as descriptors:
             try:
-                plan = await self._run(self._launches.prepare, spec, descriptors, target)
+                maps = await self._other_maps(spec, descriptors)
+                plan = await self._run(self._launches.prepare, spec, descriptors, target, maps)
                 launched = await self._supervisor.launch(
                     container.process_id,
                     plan,
@@ -108,6 +136,13 @@ class NamespacesBackend:
                 await asyncio.shield(self._run(self._cgroups.remove, spec.cgroup))
                 raise
         self._containers.add(container, launched)
+
+    async def _other_maps(self, spec: ContainerSpec, descriptors: Descriptors) -> dict[IdMaps, int]:
+        found: dict[IdMaps, int] = {}
+        for each in other_maps(spec.config):
+            found[each] = await self._supervisor.map_ids(each)
+            descriptors.take(found[each])
+        return found
 
     def _target(self, spec: ContainerSpec) -> int:
         """Return the pidfd of the container whose processes this one joins; -1 if it joins none."""
@@ -181,6 +216,12 @@ class NamespacesBackend:
     ) -> Mapping[ContainerId, ContainerUsage]:
         """See `StatsSource.stats`."""
         return await self._containers.stats(container_ids)
+
+    async def sandbox_stats(
+        self, sandbox_ids: Sequence[SandboxId], /
+    ) -> Mapping[SandboxId, ContainerUsage]:
+        """See `SandboxStatsSource.sandbox_stats`."""
+        return await self._sandboxes.stats(sandbox_ids)
 
     # What an earlier daemon left
 

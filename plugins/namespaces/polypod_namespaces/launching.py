@@ -18,16 +18,24 @@ from polypod.backend.mounts import (
     open_binds,
     open_rootfs,
 )
+from polypod.backend.users import (
+    give_streams,
+    mount_maps,
+    open_devices,
+    open_maps,
+    root_of,
+)
 from polypod.plan.operations import Plan
 from polypod.plugin.errors import BackendError, InvalidArgument, Unsupported
 from polypod.plugin.oci import Hooks, OciConfig, OciResources
 from polypod.plugin.requests import Resources
 from polypod.plugin.runtime import ContainerSpec
+from polypod.plugin.services import IdMaps
 from polypod.spec.cgroup import v1_files, v2_files
 from polypod.spec.cgroup_devices import device_program
 from polypod.spec.compile import CgroupView, Sources, compile_container
 
-_JOINABLE: Final = frozenset(["network", "ipc", "uts", "pid", "cgroup", "mount"])
+_JOINABLE: Final = frozenset(["user", "network", "ipc", "uts", "pid", "cgroup", "mount"])
 
 
 class Launches:
@@ -39,13 +47,20 @@ class Launches:
         self._shm = SharedMemory()
         self._swap = cgroups.has_swap_accounting()
 
-    def prepare(self, spec: ContainerSpec, descriptors: Descriptors, target: int) -> Plan:
+    def prepare(
+        self,
+        spec: ContainerSpec,
+        descriptors: Descriptors,
+        target: int,
+        maps: Mapping[IdMaps, int],
+    ) -> Plan:
         """Make the cgroup, open everything, compile.
 
         Args:
             spec: the container.
             descriptors: filled here; the caller closes them, whatever happens.
             target: pidfd of the container whose pid namespace is joined; -1 for none.
+            maps: a user namespace for each mapping of a mount that is not the pod's own.
 
         Raises:
             BackendError: the host refused something; the text names it.
@@ -55,16 +70,23 @@ class Launches:
         config = spec.config
         if config.hooks != Hooks():
             raise Unsupported(f"container {spec.id}: OCI hooks are not run by this handler")
-        root = descriptors.take(open_rootfs(spec.rootfs))
+        namespaces = _namespaces(spec, descriptors, target)
+        users, owner = _pod_users(spec), root_of(config.linux)
+        root = descriptors.take(open_rootfs(spec.rootfs, config.linux, users))
         binds = bind_mounts(config)
         shm = spec.sandbox.directory / "shm"
         if any(item.source == str(shm) for item in binds):
-            self._shm.ensure(shm)
+            self._shm.ensure(shm, *((owner.uid, owner.gid) if owner else ()))
+        give_streams(spec.stdio, config.process, config.linux)
+        own = IdMaps(config.linux.uid_mappings, config.linux.gid_mappings)
+        dev, nodes = open_devices(config, owner, descriptors) if owner else ("", {})
         sources = Sources(
             root=root,
             streams=descriptors.streams(spec.stdio),
-            namespaces=_namespaces(spec, descriptors, target),
-            mounts=open_binds(binds, descriptors),
+            namespaces=namespaces,
+            mounts=open_binds(binds, descriptors, open_maps(mount_maps(config), users, own, maps)),
+            dev=dev,
+            nodes=nodes,
             cgroup_view=self._view,
             cgroups=self._limited_cgroup(spec.cgroup, config.linux.resources, descriptors),
         )
@@ -102,6 +124,18 @@ def joined_kinds(config: OciConfig) -> tuple[str, ...]:
     """Return the kinds of a container's namespaces that its execs join."""
     kinds = (each.type for each in config.linux.namespaces)
     return tuple(kind for kind in kinds if kind in _JOINABLE)
+
+
+def other_maps(config: OciConfig) -> set[IdMaps]:
+    """Return the mappings of mounts that are not those of the pod itself."""
+    linux = config.linux
+    return set(mount_maps(config).values()) - {IdMaps(linux.uid_mappings, linux.gid_mappings)}
+
+
+def _pod_users(spec: ContainerSpec) -> int:
+    """Return the pod's user namespace; -1 if it has none of its own."""
+    made = spec.sandbox.namespaces
+    return -1 if made is None else made.fds.get("user", -1)
 
 
 def _namespaces(spec: ContainerSpec, descriptors: Descriptors, target: int) -> dict[str, str]:

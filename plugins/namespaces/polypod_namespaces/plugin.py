@@ -22,6 +22,7 @@ FEATURES: Final = frozenset(
         Feature.HOST_PATH_MOUNTS,
         Feature.BIDIRECTIONAL_MOUNTS,
         Feature.RECURSIVE_READ_ONLY,
+        Feature.USER_NAMESPACES,
         Feature.SECCOMP,
         Feature.SYSCTLS,
         Feature.RESOURCES,
@@ -45,7 +46,7 @@ class NamespacesPlugin(Hooks):
                 open=_open,
                 rootfs_forms=(RootfsForm.OVERLAY, RootfsForm.DIRECTORY),
                 features=FEATURES,
-                sandbox_namespaces=frozenset(["network", "ipc", "uts", "pid"]),
+                sandbox_namespaces=frozenset(["network", "ipc", "uts", "pid", "user"]),
                 unusable=_why_unusable(),
             ),
         )

@@ -21,6 +21,7 @@ from polypod.plugin.requests import (
     SelinuxOptions,
     UserNamespace,
 )
+from polypod.plugin.runtime import Feature
 from polypod.spec.compile import Sources, compile_container
 
 pytestmark = [pytest.mark.needs_root, pytest.mark.needs_overlay, pytest.mark.needs_busybox]
@@ -72,7 +73,8 @@ _BAD_SECCOMP = Seccomp("SCMP_ACT_ALLOW", syscalls=(SeccompRule(("mkdir",), "SCMP
         _with_linux(rootfs_propagation="sideways"),
         _with_mount(OciMount("/x", "tmpfs", "tmpfs", ("idmap",))),
         _with_mount(OciMount("/x", "tmpfs", "tmpfs", (), _MAPPING, _MAPPING)),
-        _with_mount(OciMount("/x", "bind", "/etc", ("rbind",), _MAPPING, _MAPPING)),
+        _with_mount(OciMount("/x", "bind", "/proc/sys", ("rbind",), _MAPPING, _MAPPING)),
+        _with_mount(OciMount("/x", "bind", "/etc", ("rbind",), _MAPPING)),
         _with_mount(OciMount("/x", "no-such-fs", "x")),
         _with_mount(OciMount("/x", "tmpfs", "tmpfs", ("no-such-option=1",))),
         _with_mount(OciMount("/x", "bind", "/no/such/place", ("rbind",))),
@@ -91,7 +93,8 @@ _BAD_SECCOMP = Seccomp("SCMP_ACT_ALLOW", syscalls=(SeccompRule(("mkdir",), "SCMP
         "unknown propagation",
         "idmap",
         "mapped tmpfs",
-        "mapped bind",
+        "a file system that cannot be mapped",
+        "users mapped, groups not",
         "unknown file system",
         "unknown option",
         "missing source",
@@ -142,7 +145,11 @@ async def test_e23_selinux_of_a_request(pod):
     assert "SELinux" in result.error
 
 
-async def test_e23_user_namespace_of_a_request(bench):
+async def test_e23_user_namespace_that_the_host_cannot_have(bench):
+    bench.backend.users_problem = "of this test"
+    assert Feature.USER_NAMESPACES not in bench.backend.features
+    offered = replace(bench.handler.type, features=bench.backend.features)
+    bench.handler = replace(bench.handler, type=offered)
     mapping = (IdMapping(100000, 0, 65536),)
     userns = UserNamespace(NamespaceMode.POD, mapping, mapping)
     with pytest.raises(Unsupported, match="user namespace"):
