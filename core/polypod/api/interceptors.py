@@ -97,7 +97,7 @@ class Interceptor(grpc.aio.ServerInterceptor):
             wrapped = grpc.unary_unary_rpc_method_handler(
                 self._unary(name, handler.unary_unary),
                 handler.request_deserializer,
-                handler.response_serializer,
+                _unless_bytes(handler.response_serializer),
             )
         self._wrapped[method] = wrapped
         return wrapped
@@ -172,6 +172,11 @@ def _refusal(name: str, *, streams: bool) -> Any:  # noqa: ANN401 - generic over
     if streams:
         return grpc.unary_stream_rpc_method_handler(stream)
     return grpc.unary_unary_rpc_method_handler(unary)
+
+
+def _unless_bytes(serialize: Callable[[Any], bytes]) -> Callable[[Any], bytes]:
+    """Return a serializer that takes an answer which is bytes already as it is (wire_lists.py)."""
+    return lambda answer: answer if type(answer) is bytes else serialize(answer)
 
 
 def _object_of(request: Any) -> str:  # noqa: ANN401 - any request message

@@ -16,6 +16,7 @@ from polypod.api import decode, decode_checkpoints, encode
 from polypod.api.streams import pieces
 from polypod.api.v1 import api_pb2 as pb
 from polypod.api.v1 import api_pb2_grpc as rpc
+from polypod.api.wire_lists import WireList
 
 if TYPE_CHECKING:
     from polypod.lifecycle.views import Lifecycle
@@ -29,6 +30,8 @@ class RuntimeService(rpc.RuntimeServiceServicer):
 
     def __init__(self, lifecycle: Lifecycle) -> None:
         self._heart = lifecycle
+        self._sandboxes = WireList(encode.sandbox)
+        self._containers = WireList(encode.container)
 
     @override
     async def Version(self, request: pb.VersionRequest, context: Context) -> pb.VersionResponse:
@@ -124,9 +127,9 @@ class RuntimeService(rpc.RuntimeServiceServicer):
         self,
         request: pb.ListPodSandboxRequest,
         context: Context,
-    ) -> pb.ListPodSandboxResponse:
+    ) -> bytes:
         views = await self._heart.list_sandboxes(decode.sandbox_filter(request.filter))
-        return pb.ListPodSandboxResponse(items=[encode.sandbox(view) for view in views])
+        return self._sandboxes.answer(views)
 
     @override
     async def CreateContainer(
@@ -173,9 +176,9 @@ class RuntimeService(rpc.RuntimeServiceServicer):
         self,
         request: pb.ListContainersRequest,
         context: Context,
-    ) -> pb.ListContainersResponse:
+    ) -> bytes:
         views = await self._heart.list_containers(decode.container_filter(request.filter))
-        return pb.ListContainersResponse(containers=[encode.container(view) for view in views])
+        return self._containers.answer(views)
 
     @override
     async def StreamContainers(
