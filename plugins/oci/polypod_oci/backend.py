@@ -9,7 +9,11 @@ from __future__ import annotations
 import asyncio
 import logging
 import signal as signals
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+
+from typing_extensions import override
 
 from polypod.backend.cgroups import Cgroups, discover
 from polypod.backend.containers import Container, Containers, end_process
@@ -28,6 +32,7 @@ from polypod.plugin import (
     FailedPrecondition,
     Feature,
     Inventory,
+    Launched,
     LiveProcess,
     ProcessId,
     Resources,
@@ -37,6 +42,7 @@ from polypod.plugin import (
     Session,
 )
 from polypod_oci.calls import Calls
+from polypod_oci.criu import Criu, can_checkpoint
 from polypod_oci.inventory import Bundle
 from polypod_oci.options import read_options
 from polypod_oci.tool import Tool
@@ -56,8 +62,9 @@ async def open_backend(context: RuntimeContext) -> OciBackend:
     cgroups = Cgroups(discover().with_unified())
     bundles = context.state / "bundles"
     calls = Calls(tool, await tool.facts(), context.supervisor, cgroups, bundles)
-    backend = OciBackend(context, calls, cgroups)
-    await backend.restore()
+    kind = CheckpointingBackend if await can_checkpoint(tool) else OciBackend
+    backend = kind(context, calls, cgroups)
+    await backend.recover()
     return backend
 
 
@@ -96,6 +103,10 @@ class OciBackend:
 
     async def create(self, spec: ContainerSpec, /) -> None:
         """See `RuntimeBackend.create`."""
+        await self._make(spec, self._calls.create)
+
+    async def _make(self, spec: ContainerSpec, command: Callable[..., Awaitable[Launched]]) -> None:
+        """Make a bundle, and from it a process by one of the runtime's commands."""
         self._sandboxes.known(spec.sandbox.id)
         if self._containers.get(spec.id) is not None:
             raise AlreadyExists(f"container {spec.id}: exists in handler {self._handler!r}")
@@ -104,7 +115,7 @@ class OciBackend:
         try:
             bundle = await asyncio.to_thread(self._calls.prepare, spec, container, target)
             labels = container.labels(self._handler)
-            launched = await self._calls.create(bundle, spec.stdio, container.process_id, labels)
+            launched = await command(bundle, spec.stdio, container.process_id, labels)
         except BaseException:
             await asyncio.shield(self._undo_create(container))
             raise
@@ -196,9 +207,15 @@ class OciBackend:
         """See `StatsSource.stats`."""
         return await self._containers.stats(container_ids)
 
+    async def sandbox_stats(
+        self, sandbox_ids: Sequence[SandboxId], /
+    ) -> Mapping[SandboxId, ContainerUsage]:
+        """See `SandboxStatsSource.sandbox_stats`."""
+        return await self._sandboxes.stats(sandbox_ids)
+
     # What an earlier daemon left
 
-    async def restore(self) -> None:
+    async def recover(self) -> None:
         """Take over what carries this handler's name; remove what was only half made."""
         live = {each.process_id: each for each in await self._supervisor.processes()}
         for found in live.values():
@@ -207,9 +224,9 @@ class OciBackend:
                 await end_process(self._supervisor, found.process_id)
         await self._sandboxes.restore()
         for bundle in self._calls.bundles():
-            await self._restore_container(bundle, live.get(ProcessId(bundle.path.name)))
+            await self._recover_container(bundle, live.get(ProcessId(bundle.path.name)))
 
-    async def _restore_container(self, bundle: Bundle, found: LiveProcess | None) -> None:
+    async def _recover_container(self, bundle: Bundle, found: LiveProcess | None) -> None:
         container = bundle.read()
         if found is None:
             _log.warning("container %s was only half made: removed", container.id)
@@ -217,3 +234,59 @@ class OciBackend:
             return
         started = found.exit is not None or await self._calls.was_started(container.id)
         await self._containers.take_over(container, found, started=started)
+
+
+class CheckpointingBackend(OciBackend):
+    """Implements `Checkpointable` too: a runtime that has the commands ``checkpoint`` and ``restore``."""
+
+    def __init__(self, context: RuntimeContext, calls: Calls, cgroups: Cgroups) -> None:
+        super().__init__(context, calls, cgroups)
+        self._criu = Criu(calls)
+        self._resumed: set[ContainerId] = set()
+        """Restored, which is running already: `start` has nothing to do."""
+
+    async def freeze(self, container_ids: Sequence[ContainerId], /) -> None:
+        """See `Checkpointable.freeze`."""
+        try:
+            for each in container_ids:
+                self._containers.alive(each)
+                self._calls.bundle(each).mark_frozen(frozen=True)
+                await self._calls.tool.run("pause", each)
+        except BaseException:
+            await asyncio.shield(self.thaw(container_ids))
+            raise
+
+    async def thaw(self, container_ids: Sequence[ContainerId], /) -> None:
+        """See `Checkpointable.thaw`."""
+        for each in container_ids:
+            bundle, container = self._calls.bundle(each), self._containers.get(each)
+            if container is None or not bundle.is_marked_frozen():
+                continue
+            if not container.is_dead() and await self._calls.is_paused(each):
+                await self._calls.tool.run("resume", each)
+            bundle.mark_frozen(frozen=False)
+
+    @override
+    async def recover(self) -> None:
+        """Take over what is alive; what stands still since an earlier daemon died goes on."""
+        await super().recover()
+        await self.thaw(list(self._containers.statuses()))
+
+    async def capture(self, container_id: ContainerId, directory: Path, /) -> None:
+        """See `Checkpointable.capture`."""
+        self._containers.alive(container_id)
+        await self._criu.checkpoint(container_id, directory)
+
+    async def restore(self, spec: ContainerSpec, directory: Path, /) -> None:
+        """See `Checkpointable.restore`. The runtime knows no "created" of what it restores: it runs at once."""
+        await self._make(spec, partial(self._criu.restore, directory))
+        self._resumed.add(spec.id)
+
+    @override
+    async def start(self, container_id: ContainerId, /) -> BackendStatus:
+        """See `RuntimeBackend.start`."""
+        if container_id not in self._resumed:
+            return await super().start(container_id)
+        self._resumed.discard(container_id)
+        self._calls.bundle(container_id).mark_started()
+        return self._containers.mark_started(self._containers.known(container_id))

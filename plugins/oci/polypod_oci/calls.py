@@ -114,7 +114,18 @@ class Calls:
         self, bundle: Bundle, stdio: Stdio, process_id: ProcessId, labels: Mapping[str, str]
     ) -> Launched:
         """Run ``create`` and take over the process that it leaves."""
-        words = ["create", "--bundle", str(bundle.path), "--pid-file", str(bundle.pid_file)]
+        return await self.make(bundle, stdio, process_id, labels, ["create"])
+
+    async def make(
+        self,
+        bundle: Bundle,
+        stdio: Stdio,
+        process_id: ProcessId,
+        labels: Mapping[str, str],
+        command: Sequence[str],
+    ) -> Launched:
+        """Run a command that makes a container of a bundle and leaves its process; take that over."""
+        words = [*command, "--bundle", str(bundle.path), "--pid-file", str(bundle.pid_file)]
         await self._with_console(words, bundle.path.name, bundle, stdio, "console")
         pid = _pid(bundle.pid_file, self.tool.name)
         return await self._supervisor.adopt(process_id, pid, labels=labels)
@@ -161,8 +172,14 @@ class Calls:
         """Tell whether a living container was started: by our mark, else by ``state``."""
         if self.bundle(container_id).is_marked_started():
             return True
-        state = json.loads(await self.tool.run("state", container_id))
-        return bool(state.get("status") != "created")
+        return await self._state(container_id) != "created"
+
+    async def is_paused(self, container_id: ContainerId) -> bool:
+        """Tell whether a container stands still."""
+        return await self._state(container_id) == "paused"
+
+    async def _state(self, container_id: ContainerId) -> str:
+        return str(json.loads(await self.tool.run("state", container_id)).get("status"))
 
     async def kill(self, container_id: ContainerId, signal: int, *, whole: bool) -> None:
         """Run ``kill``."""

@@ -42,6 +42,17 @@ class Bundle:
         """Tell whether `mark_started` was reached."""
         return (self.path / "started").exists()
 
+    def mark_frozen(self, *, frozen: bool) -> None:
+        """Note that it stands still, or not any more: nothing frozen can be killed."""
+        if frozen:
+            (self.path / "frozen").touch()
+        else:
+            (self.path / "frozen").unlink(missing_ok=True)
+
+    def is_marked_frozen(self) -> bool:
+        """Tell whether it may stand still."""
+        return (self.path / "frozen").exists()
+
     def read(self) -> Container:
         """Return what was noted; of half a note what it says."""
         facts = read_note(self.path / "note")

@@ -1,4 +1,4 @@
-"""``[handlers.NAME.options]`` of type ``oci``: ``path``, ``root``, ``arguments``."""
+"""``[handlers.NAME.options]`` of type ``oci``: ``path``, ``root``, ``arguments``, ``restore``."""
 
 from __future__ import annotations
 
@@ -22,6 +22,9 @@ class Options:
     arguments: tuple[str, ...] = ()
     """Further global arguments, before the command: ``--systemd-cgroup`` and the like."""
 
+    restore: bool = False
+    """Whether checkpoints may be restored: they say with which credentials a program goes on."""
+
     @property
     def name(self) -> str:
         """Return what the runtime is called in errors."""
@@ -36,13 +39,19 @@ def read_options(context: RuntimeContext) -> Options:
         Unsupported: the binary is not there.
     """
     where, given = f"handlers.{context.handler}.options", context.options
-    unknown = sorted(given.keys() - {"path", "root", "arguments"})
+    unknown = sorted(given.keys() - {"path", "root", "arguments", "restore"})
     if unknown:
-        raise InvalidArgument(f"{where}: {unknown} are unknown; path, root and arguments exist")
+        raise InvalidArgument(
+            f"{where}: {unknown} are unknown; path, root, arguments and restore exist"
+        )
+    restore = given.get("restore", False)
+    if not isinstance(restore, bool):
+        raise InvalidArgument(f"{where}.restore: must be true or false")
     return Options(
         _binary(where, given),
         Path(_text(where, given, "root") or context.state / "runtime"),
         _arguments(where, given.get("arguments", [])),
+        restore,
     )
 
 

@@ -57,6 +57,7 @@ class Tool:
         self.name = options.name
         self.root = options.root
         """Where the runtime keeps a directory for each container."""
+        self.restores = options.restore
         self._supervisor = supervisor
         self._labels = {"handler": handler, "kind": "tool"}
         hides = options.name == "crun" and _UNIFIED.is_mount()

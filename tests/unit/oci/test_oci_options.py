@@ -23,6 +23,7 @@ def test_defaults():
     assert found.name == Path(sys.executable).name
     assert found.root == Path("/nowhere/state/runtime")
     assert found.arguments == ()
+    assert not found.restore
 
 
 def test_everything_said():
@@ -36,6 +37,7 @@ def test_everything_said():
     ("options", "error", "words"),
     [
         ({}, InvalidArgument, r"options\.path"),
+        ({"path": "sh", "restore": 1}, InvalidArgument, r"options\.restore: must be true or false"),
         ({"path": 3}, InvalidArgument, r"options\.path: must be a string"),
         ({"path": "sh", "root": "here"}, InvalidArgument, "no absolute path"),
         ({"path": "sh", "arguments": "-x"}, InvalidArgument, "list of strings"),
