@@ -19,7 +19,21 @@ from polypod.api.unimplemented import UNIMPLEMENTED
 from polypod.client import CriClient, CriError, pb
 
 TABLE = [*bad_pods.ROWS, *bad_boxes.ROWS, *bad_images.ROWS]
-NOTHING_TO_REFUSE = {"Version", "Status", "RuntimeConfig", "ImageFsInfo", "ListContainerStats"}
+NOTHING_TO_REFUSE = {
+    "GetContainerEvents",
+    "ImageFsInfo",
+    "ListContainerStats",
+    "ListMetricDescriptors",
+    "ListPodSandboxMetrics",
+    "ListPodSandboxStats",
+    "RuntimeConfig",
+    "Status",
+    "StreamContainerStats",
+    "StreamImages",
+    "StreamPodSandboxMetrics",
+    "StreamPodSandboxStats",
+    "Version",
+}
 """Calls whose requests hold nothing that could be wrong."""
 _IMAGES = {"ListImages", "ImageStatus", "PullImage", "RemoveImage", "ImageFsInfo"}
 

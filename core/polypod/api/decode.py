@@ -215,6 +215,11 @@ def stats_filter(message: pb.ContainerStatsFilter) -> Filter:
     )
 
 
+def pod_stats_filter(message: pb.PodSandboxStatsFilter) -> Filter:
+    """Return the conditions of ListPodSandboxStats."""
+    return Filter(id=message.id, labels=dict(message.label_selector))
+
+
 def seconds(value: int, field: str) -> float:
     """Return a time-out; a negative one is refused."""
     if value < 0:

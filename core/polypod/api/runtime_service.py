@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from typing_extensions import override
 
 import polypod
-from polypod.api import decode, decode_checkpoints, encode
+from polypod.api import decode, decode_checkpoints, encode, encode_stats
 from polypod.api.streams import pieces
 from polypod.api.v1 import api_pb2 as pb
 from polypod.api.v1 import api_pb2_grpc as rpc
@@ -319,7 +319,7 @@ class RuntimeService(rpc.RuntimeServiceServicer):
     ) -> pb.ContainerStatsResponse:
         wanted = decode.object_id(request.container_id, "container_id")
         view = await self._heart.container_stats(wanted)
-        return pb.ContainerStatsResponse(stats=encode.container_stats(view))
+        return pb.ContainerStatsResponse(stats=encode_stats.container(view))
 
     @override
     async def ListContainerStats(
@@ -328,7 +328,40 @@ class RuntimeService(rpc.RuntimeServiceServicer):
         context: Context,
     ) -> pb.ListContainerStatsResponse:
         views = await self._heart.list_container_stats(decode.stats_filter(request.filter))
-        return pb.ListContainerStatsResponse(stats=[encode.container_stats(v) for v in views])
+        return pb.ListContainerStatsResponse(stats=[encode_stats.container(v) for v in views])
+
+    @override
+    async def PodSandboxStats(
+        self,
+        request: pb.PodSandboxStatsRequest,
+        context: Context,
+    ) -> pb.PodSandboxStatsResponse:
+        wanted = decode.object_id(request.pod_sandbox_id, "pod_sandbox_id")
+        view = await self._heart.pod_stats(wanted)
+        return pb.PodSandboxStatsResponse(stats=encode_stats.pod(view))
+
+    @override
+    async def ListPodSandboxStats(
+        self,
+        request: pb.ListPodSandboxStatsRequest,
+        context: Context,
+    ) -> pb.ListPodSandboxStatsResponse:
+        views = await self._heart.list_pod_stats(decode.pod_stats_filter(request.filter))
+        return pb.ListPodSandboxStatsResponse(stats=[encode_stats.pod(view) for view in views])
+
+    @override
+    async def StreamPodSandboxStats(
+        self,
+        request: pb.StreamPodSandboxStatsRequest,
+        context: Context,
+    ) -> AsyncIterator[pb.StreamPodSandboxStatsResponse]:
+        views = await self._heart.list_pod_stats(decode.pod_stats_filter(request.filter))
+        async for piece in pieces(
+            views,
+            encode_stats.pod,
+            lambda items: pb.StreamPodSandboxStatsResponse(pod_sandbox_stats=items),
+        ):
+            yield piece
 
     @override
     async def StreamContainerStats(
@@ -339,7 +372,7 @@ class RuntimeService(rpc.RuntimeServiceServicer):
         views = await self._heart.list_container_stats(decode.stats_filter(request.filter))
         async for piece in pieces(
             views,
-            encode.container_stats,
+            encode_stats.container,
             lambda items: pb.StreamContainerStatsResponse(container_stats=items),
         ):
             yield piece

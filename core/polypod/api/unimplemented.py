@@ -10,9 +10,6 @@ from typing import Final
 
 UNIMPLEMENTED: Final = frozenset(
     {
-        "PodSandboxStats",
-        "ListPodSandboxStats",
-        "StreamPodSandboxStats",
         "ListMetricDescriptors",
         "ListPodSandboxMetrics",
         "StreamPodSandboxMetrics",

@@ -314,7 +314,7 @@ class Containers:
         return await self._run(self._read_all, groups)
 
     def _read_all(self, groups: Mapping[ContainerId, str]) -> dict[ContainerId, ContainerUsage]:
-        return {each: usage.read(self._cgroups, path) for each, path in groups.items()}
+        return usage.read_all(self._cgroups, groups)
 
     async def close(self) -> None:
         """Stop watching; the containers go on. Idempotent."""

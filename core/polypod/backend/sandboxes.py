@@ -10,17 +10,18 @@ import asyncio
 import json
 import logging
 import signal as signals
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from polypod.backend import inits
+from polypod.backend import inits, usage
 from polypod.backend.cgroups import Cgroups
 from polypod.backend.containers import Containers, Runner
 from polypod.backend.mounts import unmount
 from polypod.plugin import (
     ContainerId,
+    ContainerUsage,
     NotFound,
     RuntimeContext,
     SandboxDied,
@@ -83,6 +84,12 @@ class Sandboxes:
         if sandbox is None:
             raise NotFound(f"sandbox {sandbox_id}: not in handler {self._handler!r}")
         return sandbox
+
+    async def stats(self, sandbox_ids: Sequence[SandboxId]) -> Mapping[SandboxId, ContainerUsage]:
+        """Return what `SandboxStatsSource.sandbox_stats` returns, from the cgroups."""
+        known = ((each, self._known.get(each)) for each in sandbox_ids)
+        groups = {each: found.cgroup for each, found in known if found and not found.dead}
+        return await self._run(usage.read_all, self._cgroups, groups)
 
     def health(self) -> dict[SandboxId, bool]:
         """Return all, and whether each is healthy, for `RuntimeBackend.list`."""

@@ -9,15 +9,30 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TypeVar
 
 from polypod.backend.cgroups import Cgroups
-from polypod.plugin.runtime import ContainerUsage
+from polypod.plugin.runtime import ContainerUsage, Pressure, PressureLine
+
+_Id = TypeVar("_Id")
+SOURCE = "cgroup"
 
 
 def read(cgroups: Cgroups, path: str) -> ContainerUsage:
     """Return the counters of one cgroup; what the host does not count is None."""
     now = time.time_ns()
     return _read_v1(cgroups, path, now) if cgroups.version == 1 else _read_v2(cgroups, path, now)
+
+
+def read_all(cgroups: Cgroups, groups: Mapping[_Id, str]) -> dict[_Id, ContainerUsage]:
+    """Return the counters of many cgroups; those that are gone by now are left out."""
+    found = ((each, read(cgroups, path)) for each, path in groups.items())
+    return {each: usage for each, usage in found if _counted(usage)}
+
+
+def _counted(usage: ContainerUsage) -> bool:
+    told = (usage.cpu_usage_core_ns, usage.memory_usage_bytes, usage.processes)
+    return any(value is not None for value in told)
 
 
 def _read_v1(cgroups: Cgroups, path: str, now: int) -> ContainerUsage:
@@ -37,7 +52,9 @@ def _read_v1(cgroups: Cgroups, path: str, now: int) -> ContainerUsage:
         memory_major_page_faults=stat.get("total_pgmajfault"),
         memory_available_bytes=_available(limit, usage, stat.get("total_inactive_file")),
         swap_usage_bytes=stat.get("total_swap"),
+        swap_available_bytes=_swap_v1(memory, stat.get("total_swap"), limit),
         processes=number(pids, "pids.current"),
+        source=SOURCE,
     )
 
 
@@ -56,9 +73,47 @@ def _read_v2(cgroups: Cgroups, path: str, now: int) -> ContainerUsage:
         memory_page_faults=stat.get("pgfault"),
         memory_major_page_faults=stat.get("pgmajfault"),
         memory_available_bytes=_available(limit, usage, stat.get("inactive_file")),
-        swap_usage_bytes=number(directory, "memory.swap.current"),
+        swap_usage_bytes=(swap := number(directory, "memory.swap.current")),
+        swap_available_bytes=_left(number(directory, "memory.swap.max"), swap),
         processes=number(directory, "pids.current"),
+        cpu_pressure=_pressure(directory, "cpu.pressure"),
+        memory_pressure=_pressure(directory, "memory.pressure"),
+        io_pressure=_pressure(directory, "io.pressure"),
+        source=SOURCE,
     )
+
+
+def _pressure(directory: Path | None, name: str) -> Pressure | None:
+    """Read a pressure file; None where the kernel has none (no PSI, or ``psi=0``)."""
+    if directory is None:
+        return None
+    try:
+        text = (directory / name).read_text()
+    except OSError:
+        return None
+    lines: dict[str, PressureLine] = {}
+    for line in text.splitlines():
+        kind, *pairs = line.split()
+        told = dict(pair.split("=", 1) for pair in pairs)
+        lines[kind] = PressureLine(
+            float(told["avg10"]),
+            float(told["avg60"]),
+            float(told["avg300"]),
+            int(told["total"]) * 1000,  # µs in the file
+        )
+    return Pressure(lines.get("some", PressureLine()), lines.get("full", PressureLine()))
+
+
+def _swap_v1(memory: Path | None, swap: int | None, limit: int | None) -> int | None:
+    """Memory and swap have one limit together on v1: what it is above the memory limit is swap."""
+    both = number(memory, "memory.memsw.limit_in_bytes")
+    if both is None or limit is None or both >= _NO_LIMIT:
+        return None
+    return _left(both - limit, swap)
+
+
+def _left(limit: int | None, used: int | None) -> int | None:
+    return None if limit is None or used is None else max(limit - used, 0)
 
 
 def _working_set(usage: int | None, inactive: int | None) -> int | None:

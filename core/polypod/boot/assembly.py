@@ -16,6 +16,7 @@ from polypod.lifecycle.core import Core
 from polypod.lifecycle.host_facts import HostFacts
 from polypod.lifecycle.parts import Parts
 from polypod.plugin.errors import InvalidArgument
+from polypod.processes.interfaces import PodInterfaces
 from polypod.registry import Registry
 from polypod.store.database import Database, boot_id
 from polypod.streaming.server import Settings, StreamingServer
@@ -79,6 +80,7 @@ async def assemble(config: Config, places: Places) -> Assembled:
             state=places.state,
             cgroup_parent=config.server.cgroup_parent,
             state_files=_state_files(config),
+            interfaces=PodInterfaces(),
             failpoints=os.environ.get(FAILPOINTS, ""),
             unusable_handlers=unusable,
         )

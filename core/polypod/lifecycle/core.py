@@ -15,9 +15,15 @@ from polypod.lifecycle.feed import Reader, shown_containers
 from polypod.lifecycle.handling import Handling
 from polypod.lifecycle.heart import Heart
 from polypod.lifecycle.images import Images
-from polypod.lifecycle.listing import list_containers, list_sandboxes, select_containers
+from polypod.lifecycle.listing import (
+    list_containers,
+    list_sandboxes,
+    select_containers,
+    select_sandboxes,
+)
 from polypod.lifecycle.objects import Container, Sandbox
 from polypod.lifecycle.parts import Parts
+from polypod.lifecycle.pod_stats import PodStats
 from polypod.lifecycle.recovery import Recovered, Recovery
 from polypod.lifecycle.restoring import Restoring
 from polypod.lifecycle.sandboxes import Sandboxes
@@ -33,6 +39,7 @@ from polypod.lifecycle.views import (
     ContainerView,
     ExecResult,
     Filter,
+    PodStatsView,
     SandboxState,
     SandboxView,
     StatsView,
@@ -64,6 +71,7 @@ class Core:
         self._streams = Streams(heart)
         self._images = Images(heart)
         self._stats = Stats(heart)
+        self._pod_stats = PodStats(heart, self._stats)
         self._updating = Updating(heart)
         self._events = Events(heart, containers, teardown, background)
         self.handling = Handling(heart, self._events, background)
@@ -79,6 +87,7 @@ class Core:
         for handler in heart.parts.handlers.values():
             self.handling.listen(handler)
         self._background.spawn("stats", self._stats.watch())
+        self._background.spawn("stats of pods", self._pod_stats.watch())
         self._ready = True
         return recovered
 
@@ -119,7 +128,7 @@ class Core:
             sandbox.view,
             containers=shown_containers(sandbox),
             at_ns=self._heart.feed.stamp(),
-            info=_sandbox_info(sandbox) if verbose else {},
+            info=_sandbox_info(sandbox, self._pod_stats.sources(sandbox)) if verbose else {},
         )
 
     async def list_sandboxes(self, filter_: Filter, /) -> Sequence[SandboxView]:
@@ -288,6 +297,20 @@ class Core:
         ]
         return await self._stats.of_all(running)
 
+    async def pod_stats(self, sandbox_id: str, /) -> PodStatsView:
+        """PodSandboxStats: NotFound for an unknown one."""
+        self._require_ready()
+        sandbox = self._heart.sandboxes.require(sandbox_id)
+        if sandbox.record.state is SandboxState.CREATING:
+            raise NotFound(f"sandbox {sandbox.record.id} is still being created")
+        return (await self._pod_stats.of_all([sandbox]))[0]
+
+    async def list_pod_stats(self, filter_: Filter, /) -> Sequence[PodStatsView]:
+        """ListPodSandboxStats: READY ones alone."""
+        self._require_ready()
+        wanted = replace(filter_, state=SandboxState.READY)
+        return await self._pod_stats.of_all(select_sandboxes(self._heart, wanted))
+
     def open_events(self) -> Reader:
         """GetContainerEvents: everything that happens from now on."""
         self._require_ready()
@@ -353,7 +376,7 @@ class Core:
         return container
 
 
-def _sandbox_info(sandbox: Sandbox) -> dict[str, object]:
+def _sandbox_info(sandbox: Sandbox, counters: Mapping[str, object]) -> dict[str, object]:
     record = sandbox.record
     return {
         "handler": record.handler,
@@ -366,6 +389,7 @@ def _sandbox_info(sandbox: Sandbox) -> dict[str, object]:
         "network": dict(record.attachment.result) if record.attachment else {},
         "containers": list(sandbox.containers),
         "limits": asdict(pod_resources(sandbox)),
+        "counters": counters,
         "explain": sandbox.explain.long(),
     }
 

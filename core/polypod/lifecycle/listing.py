@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from polypod.lifecycle.heart import Heart
-from polypod.lifecycle.objects import Container
+from polypod.lifecycle.objects import Container, Sandbox
 from polypod.lifecycle.views import (
     ContainerState,
     ContainerView,
@@ -17,8 +17,13 @@ from polypod.lifecycle.views import (
 
 def list_sandboxes(heart: Heart, filter_: Filter) -> list[SandboxView]:
     """Return the sandboxes that pass a filter; half-made ones are not shown."""
+    return [sandbox.view for sandbox in select_sandboxes(heart, filter_)]
+
+
+def select_sandboxes(heart: Heart, filter_: Filter) -> list[Sandbox]:
+    """Return the sandboxes that pass a filter; half-made ones are not among them."""
     return [
-        sandbox.view
+        sandbox
         for sandbox in heart.sandboxes.newest_first()
         if sandbox.record.state is not SandboxState.CREATING
         and sandbox.record.id.startswith(filter_.id)

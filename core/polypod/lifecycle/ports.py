@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from polypod.lifecycle.views import StreamChoice
+from polypod.lifecycle.views import Interface, StreamChoice
 from polypod.plugin.ids import ContainerId, SandboxId
 from polypod.plugin.images import Image, ImageStore
 from polypod.plugin.observer import ContainerFacts, SandboxFacts
@@ -182,6 +182,20 @@ class Forward(Protocol):
 
         Raises:
             PolypodError: nobody listens there, or the sandbox is gone.
+        """
+        ...
+
+
+class Interfaces(Protocol):
+    """Counters of the interfaces inside pods; ``polypod.processes`` reads them."""
+
+    async def read(
+        self, sockets: Mapping[SandboxId, int], /
+    ) -> Mapping[SandboxId, Sequence[Interface]]:
+        """Return the interfaces of pods, without their loopbacks; a pod that cannot be read is left out.
+
+        Args:
+            sockets: each pod's NETLINK_ROUTE socket (`SandboxNamespaces.netlink`); they stay the caller's.
         """
         ...
 

@@ -20,22 +20,27 @@ _MIN_SPAN_NS = 100_000_000
 
 
 @dataclass(frozen=True, slots=True)
-class _Samples:
+class Samples:
     """The sample that a rate is measured from, the newest one, and the last rate."""
 
     base: ContainerUsage
     newest: ContainerUsage
     nano_cores: int | None = None
 
-    def followed_by(self, usage: ContainerUsage) -> _Samples:
+    @classmethod
+    def of(cls, usage: ContainerUsage) -> Samples:
+        """Return a first sample."""
+        return cls(usage, usage)
+
+    def followed_by(self, usage: ContainerUsage) -> Samples:
         """Return the samples after another one; a counter that fell starts anew."""
         span = usage.timestamp_ns - self.base.timestamp_ns
         before, now = self.base.cpu_usage_core_ns, usage.cpu_usage_core_ns
         if span < 0 or before is None or now is None or now < before:
-            return _Samples(usage, usage)
+            return Samples(usage, usage)
         if span < _MIN_SPAN_NS:
-            return _Samples(self.base, usage, self.nano_cores)
-        return _Samples(usage, usage, (now - before) * 1_000_000_000 // span)
+            return Samples(self.base, usage, self.nano_cores)
+        return Samples(usage, usage, (now - before) * 1_000_000_000 // span)
 
 
 class Stats:
@@ -43,7 +48,7 @@ class Stats:
 
     def __init__(self, heart: Heart) -> None:
         self._heart = heart
-        self._samples: dict[ContainerId, _Samples] = {}
+        self._samples: dict[ContainerId, Samples] = {}
 
     async def of(self, container: Container) -> StatsView:
         """Return one container's counters, fresh where its backend can tell them."""
@@ -54,6 +59,11 @@ class Stats:
         """Return the counters of running containers; one that fails is shown without, not raised."""
         await self._sample(containers)
         return [await self._view(each) for each in containers]
+
+    def last(self, container_id: ContainerId) -> ContainerUsage | None:
+        """Return the newest sample, without asking anybody."""
+        samples = self._samples.get(container_id)
+        return samples.newest if samples is not None else None
 
     async def watch(self) -> None:
         """Sample for ever, so that a first request already finds a rate."""
@@ -71,7 +81,7 @@ class Stats:
             for container_id, usage in usages.items():
                 known = self._samples.get(container_id)
                 self._samples[container_id] = (
-                    known.followed_by(usage) if known else _Samples(usage, usage)
+                    known.followed_by(usage) if known else Samples.of(usage)
                 )
         for gone in [each for each in self._samples if not self._heart.containers.exact(each)]:
             del self._samples[gone]

@@ -140,6 +140,40 @@ class StatsView:
 
 
 @dataclass(frozen=True, slots=True)
+class Interface:
+    """One network interface inside a pod, and what it has counted: rx is what the pod received."""
+
+    name: str
+    rx_bytes: int = 0
+    rx_packets: int = 0
+    rx_errors: int = 0
+    rx_dropped: int = 0
+    tx_bytes: int = 0
+    tx_packets: int = 0
+    tx_errors: int = 0
+    tx_dropped: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class PodStatsView:
+    """One pod's counters."""
+
+    sandbox: SandboxView
+    usage: ContainerUsage | None
+    usage_nano_cores: int | None
+    interfaces: tuple[Interface, ...] | None
+    """None where the pod has no network of its own."""
+    read_at_ns: int
+    containers: tuple[StatsView, ...]
+
+    @property
+    def default_interface(self) -> Interface | None:
+        """``eth0``, else the first."""
+        found = self.interfaces or ()
+        return next((each for each in found if each.name == "eth0"), found[0] if found else None)
+
+
+@dataclass(frozen=True, slots=True)
 class ExecResult:
     """ExecSync's answer."""
 
@@ -265,6 +299,8 @@ class Lifecycle(Protocol):
     async def reopen_log(self, container_id: str, /) -> None: ...
     async def container_stats(self, container_id: str, /) -> StatsView: ...
     async def list_container_stats(self, filter_: Filter, /) -> Sequence[StatsView]: ...
+    async def pod_stats(self, sandbox_id: str, /) -> PodStatsView: ...
+    async def list_pod_stats(self, filter_: Filter, /) -> Sequence[PodStatsView]: ...
     def open_events(self) -> EventReader: ...
     async def update_runtime_config(self, pod_cidrs: Sequence[str], /) -> None: ...
     async def status(self, /, *, verbose: bool = False) -> StatusView: ...

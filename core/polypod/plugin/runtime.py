@@ -328,8 +328,26 @@ class Execs(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
+class PressureLine:
+    """One line of a pressure file: shares of the last 10, 60 and 300 s in percent, and time in all."""
+
+    avg10: float = 0.0
+    avg60: float = 0.0
+    avg300: float = 0.0
+    total_ns: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Pressure:
+    """For how long some, and all, of the tasks waited for a resource (kernel, PSI)."""
+
+    some: PressureLine = PressureLine()
+    full: PressureLine = PressureLine()
+
+
+@dataclass(frozen=True, slots=True)
 class ContainerUsage:
-    """Counters of one container at one moment; None = this backend cannot know it."""
+    """Counters of one container, or of a whole sandbox, at one moment; None = not known here."""
 
     timestamp_ns: int
     cpu_usage_core_ns: int | None = None
@@ -340,7 +358,13 @@ class ContainerUsage:
     memory_major_page_faults: int | None = None
     memory_available_bytes: int | None = None
     swap_usage_bytes: int | None = None
+    swap_available_bytes: int | None = None
     processes: int | None = None
+    cpu_pressure: Pressure | None = None
+    memory_pressure: Pressure | None = None
+    io_pressure: Pressure | None = None
+    source: str = ""
+    """Who counted: ``cgroup``, ``guest cgroup``, ``hypervisor``, ``simulation`` …"""
 
 
 @runtime_checkable
@@ -351,6 +375,21 @@ class StatsSource(Protocol):
         self, container_ids: Sequence[ContainerId], /
     ) -> Mapping[ContainerId, ContainerUsage]:
         """Return counters of those that are alive; the others are left out."""
+        ...
+
+
+@runtime_checkable
+class SandboxStatsSource(Protocol):
+    """Optional: counters of whole sandboxes, as the host pays for them."""
+
+    async def sandbox_stats(
+        self, sandbox_ids: Sequence[SandboxId], /
+    ) -> Mapping[SandboxId, ContainerUsage]:
+        """Return counters of those that are there; the others are left out.
+
+        What runs the pod counts: a hypervisor's process, not only the containers. Called for all
+        sandboxes at once, so one pass over all is worth more than one question for each.
+        """
         ...
 
 

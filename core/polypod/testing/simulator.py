@@ -56,6 +56,9 @@ FEATURES = frozenset(Feature) - {
 """What a simulation can be asked for without telling a lie that matters; it isolates nothing at all."""
 
 
+_SOURCE = "simulation"
+
+
 class SimulatorBackend:
     """Implements `RuntimeBackend`, `Execs`, `Resizable`, `Checkpointable` and `StatsSource` over a `World`."""
 
@@ -227,6 +230,18 @@ class SimulatorBackend:
             if each is not None and each.state is BackendState.RUNNING
         }
 
+    async def sandbox_stats(
+        self, sandbox_ids: Sequence[SandboxId], /
+    ) -> Mapping[SandboxId, ContainerUsage]:
+        """Return what a sandbox's containers have used together, ended ones too."""
+        await self._begin("sandbox_stats")
+        now = self.world.clock.now_ns()
+        return {
+            each: _pod_usage(self.world.inside(each), now)
+            for each in sandbox_ids
+            if each in self.world.sandboxes
+        }
+
     async def _begin(self, method: str, annotations: Mapping[str, str] | None = None) -> None:
         if self._closed:
             raise Unavailable(f"{method}: the simulator was closed")
@@ -273,6 +288,21 @@ def _usage(container: SimContainer, now_ns: int) -> ContainerUsage:
         memory_rss_bytes=memory,
         memory_available_bytes=max(0, limit - memory) if limit else None,
         processes=len(group.processes),
+        source=_SOURCE,
+    )
+
+
+def _pod_usage(containers: Sequence[SimContainer], now_ns: int) -> ContainerUsage:
+    groups = [each.group for each in containers if each.group is not None]
+    memory = sum(each.memory_bytes for each in groups)
+    return ContainerUsage(
+        timestamp_ns=now_ns,
+        cpu_usage_core_ns=sum(each.cpu_ns for each in groups),
+        memory_usage_bytes=memory,
+        memory_working_set_bytes=memory,
+        memory_rss_bytes=memory,
+        processes=sum(len(each.processes) for each in groups),
+        source=_SOURCE,
     )
 
 

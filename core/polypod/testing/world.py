@@ -115,7 +115,7 @@ class World:
         if sandbox is not None:
             sandbox.stopped = True
             self._note_sandbox(sandbox)
-        for container in self._inside(sandbox_id):
+        for container in self.inside(sandbox_id):
             self.kill(container, signal.SIGKILL, whole=True)
             if container.main is not None:
                 await container.main.ended.wait()
@@ -123,7 +123,7 @@ class World:
     async def remove_sandbox(self, sandbox_id: SandboxId) -> None:
         """Forget a sandbox and everything in it."""
         await self.stop_sandbox(sandbox_id)
-        for container in self._inside(sandbox_id):
+        for container in self.inside(sandbox_id):
             self.delete(container)
         if self.sandboxes.pop(sandbox_id, None) is not None:
             self._unnote("sandboxes", sandbox_id)
@@ -133,11 +133,12 @@ class World:
         sandbox = self.sandboxes[sandbox_id]
         sandbox.healthy = False
         self._note_sandbox(sandbox)
-        for container in self._inside(sandbox_id):
+        for container in self.inside(sandbox_id):
             self.kill(container, signal.SIGKILL, whole=True)
         self._tell(SandboxDied(sandbox_id, reason))
 
-    def _inside(self, sandbox_id: SandboxId) -> list[SimContainer]:
+    def inside(self, sandbox_id: SandboxId) -> list[SimContainer]:
+        """Return the containers of a sandbox."""
         return [each for each in self.containers.values() if each.sandbox_id == sandbox_id]
 
     # Containers

@@ -14,10 +14,13 @@ from polypod.plugin import (
     ContainerUsage,
     ExitStatus,
     NamespaceMode,
+    Pressure,
+    PressureLine,
     SandboxId,
 )
 
-_USAGE: Final = frozenset(item.name for item in fields(ContainerUsage))
+_PRESSURES: Final = ("cpu_pressure", "memory_pressure", "io_pressure")
+_USAGE: Final = frozenset(item.name for item in fields(ContainerUsage)) - {*_PRESSURES, "source"}
 
 
 @dataclass(slots=True)
@@ -55,7 +58,20 @@ def restored(sandbox_id: SandboxId, pid_mode: int, name: str, row: Mapping[str, 
 
 def usage(row: Mapping[str, Any]) -> ContainerUsage:
     """Return counters; what is no number is left out."""
-    return ContainerUsage(**{key: row[key] for key in row if key in _USAGE and _counts(row[key])})
+    told: dict[str, Any] = {
+        key: row[key] for key in row if key in _USAGE and _counts(row[key])
+    }
+    told.update({key: _pressure(row[key]) for key in _PRESSURES if isinstance(row.get(key), list)})
+    return ContainerUsage(**told, source="guest cgroup")
+
+
+def _pressure(value: list[Any]) -> Pressure | None:
+    """Return what a guest told of a pressure; what has another shape is not known."""
+    try:
+        some, full = (PressureLine(*map(float, line[:3]), int(line[3])) for line in value)
+    except (TypeError, ValueError, IndexError):
+        return None
+    return Pressure(some, full)
 
 
 def _counts(value: object) -> bool:

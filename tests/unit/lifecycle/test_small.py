@@ -8,7 +8,7 @@ from polypod.lifecycle.clock import SystemClock
 from polypod.lifecycle.explain import Explain
 from polypod.lifecycle.failpoints import Failpoints
 from polypod.lifecycle.prefixes import PrefixIndex
-from polypod.lifecycle.stats import _Samples
+from polypod.lifecycle.stats import Samples
 from polypod.lifecycle.steps import step
 from polypod.lifecycle.trees import remove_tree
 from polypod.plugin.errors import BackendError, InvalidArgument, NotFound
@@ -88,7 +88,7 @@ def test_samples_give_a_rate_from_two_and_start_anew_when_a_counter_falls():
     def usage(seconds, cpu_ns):
         return ContainerUsage(int(seconds * 1e9), cpu_usage_core_ns=cpu_ns)
 
-    first = _Samples(usage(1, 100), usage(1, 100))
+    first = Samples.of(usage(1, 100))
     assert first.nano_cores is None
     assert first.followed_by(usage(1.01, 200)).nano_cores is None
     assert first.followed_by(usage(3, 2_000_000_100)).nano_cores == 1_000_000_000
