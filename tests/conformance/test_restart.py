@@ -9,6 +9,7 @@ import pytest
 from conformance.pods import Pods, eventually, log_text, refused
 
 from polypod.client import CriClient, CriError, pb
+from polypod.plugin.runtime import Feature
 
 
 @pytest.fixture(autouse=True)
@@ -125,6 +126,22 @@ async def test_execs_stats_logs_and_new_pods_work_after_it(pods: Pods, cri, rest
     address = (await pod.status()).network.ip
     assert (await other.status()).network.ip != address
     assert (await other.run(f"ping -c 1 -w 5 {address}")).code == 0
+
+
+async def test_a_pod_with_a_user_namespace_goes_on(pods: Pods, cri, restart, handler):
+    handler.needs(Feature.USER_NAMESPACES)
+    ranges = [pb.IDMapping(host_id=200_000, container_id=0, length=65_536)]
+    users = pb.UserNamespace(mode=pb.POD, uids=ranges, gids=ranges)
+    modes = pb.NamespaceOption(pid=pb.CONTAINER, userns_options=users)
+    pod = await pods.run(security=pb.LinuxSandboxSecurityContext(namespace_options=modes))
+    created, running = await pod.create(name="later"), await pod.start()
+    await restart()
+    await cri.start_container(created)
+    pids = [(await pod.info(box))["pid"] for box in (created, running)]
+    assert len({os.readlink(f"/proc/{pid}/ns/user") for pid in pids}) == 1
+    assert [await pod.sh(box, "id -u; stat -c %u /data") for box in (created, running)] == [
+        "0\n0\n"
+    ] * 2
 
 
 async def test_a_created_container_can_be_started_after_it(pods: Pods, cri, restart):

@@ -90,7 +90,10 @@ def id_mappings(
         raise InvalidArgument(f"userns_options.mode {userns.mode.name}: must be POD or NODE")
     if not userns.uids or not userns.gids:
         raise InvalidArgument("userns_options: mode POD needs uids and gids")
-    found = oci_mappings(userns.uids, "uids"), oci_mappings(userns.gids, "gids")
+    found = (
+        oci_mappings(userns.uids, "userns_options.uids"),
+        oci_mappings(userns.gids, "userns_options.gids"),
+    )
     for field, ranges in zip(("uids", "gids"), found, strict=True):
         if host_id(0, ranges) is None:
             raise InvalidArgument(

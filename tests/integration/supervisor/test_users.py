@@ -1,5 +1,6 @@
 """User namespaces: who owns what, whose ids are whose, and what is left of a failure."""
 
+import asyncio
 import fcntl
 import os
 from pathlib import Path
@@ -11,6 +12,7 @@ from polypod.plan.operations import Plan
 from polypod.plugin.errors import BackendError
 from polypod.plugin.oci import OciIdMapping
 from polypod.plugin.services import IdMaps
+from tests.integration.kill.daemon import FullPipe
 
 pytestmark = [pytest.mark.needs_root]
 
@@ -109,6 +111,26 @@ async def test_a_launch_that_fails_inside_leaves_nothing(host, output):
     with pytest.raises(BackendError, match="enter the user namespace"):
         await host.supervisor.launch("p", wrong, fds=[output.write_end])
     assert await host.supervisor.processes() == []
+    os.close(users)
+
+
+@pytest.mark.parametrize("hold", [False, True])
+async def test_a_launch_that_is_cancelled_before_the_birth_leaves_nothing(host, hold):
+    """The first process hangs while it still has the rights of the host."""
+    pipe, users = FullPipe(), await host.supervisor.map_ids(MAPS)
+    steps = plan(["mount", "pid"], "sleep 1000").operations
+    what = Plan(_NEWNS, [op.JoinCgroups(sources=["fd:0"]), *steps])
+    task = asyncio.create_task(
+        host.supervisor.launch("p", what, fds=[pipe.write_end, users], hold=hold)
+    )
+    while not (found := await host.supervisor.processes()):
+        await asyncio.sleep(0.01)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    while await host.supervisor.processes() or Path(f"/proc/{found[0].pid}").exists():
+        await asyncio.sleep(0.01)
+    pipe.close()
     os.close(users)
 
 

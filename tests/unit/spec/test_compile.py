@@ -13,6 +13,8 @@ from polypod.plugin.oci import (
     Linux,
     Namespace,
     OciConfig,
+    OciDevice,
+    OciIdMapping,
     OciMount,
     Process,
     Rlimit,
@@ -25,6 +27,7 @@ from polypod.spec.compile import (
     MountSource,
     Sources,
     Streams,
+    bound_nodes,
     compile_container,
     compile_exec,
 )
@@ -192,6 +195,89 @@ def test_an_exec_joins_what_the_container_does_not_share():
     assert plan.pid_namespace == "fd:0"
     assert one(plan, "join-namespaces").kinds == ["network", "mount"]
     assert names(plan)[0] == "join-cgroups"
+
+
+IDS = (OciIdMapping(0, 100_000, 65_536),)
+IN_USERS = replace(
+    CONFIG,
+    linux=replace(
+        CONFIG.linux,
+        namespaces=(
+            *(item for item in NAMESPACES if item.type != "pid"),
+            Namespace("pid"),
+            Namespace("user", "sandbox:user"),
+        ),
+        uid_mappings=IDS,
+        gid_mappings=IDS,
+        devices=(OciDevice("/dev/x", "c", 1, 1), OciDevice("/y", "c", 1, 1)),
+    ),
+)
+USER_SOURCES = replace(
+    SOURCES,
+    namespaces={**SOURCES.namespaces, "sandbox:user": "fd:10"},
+    dev="fd:11",
+    nodes={"/y": "fd:12"},
+)
+
+
+def test_order_of_a_container_in_a_user_namespace():
+    plan = compile_container(IN_USERS, USER_SOURCES)
+    assert names(plan)[:10] == [
+        "join-cgroups",
+        "set-oom-score",
+        "enter-user-namespace",
+        "join-namespaces",
+        "unshare",
+        "attach-root",
+        "mount",
+        "attach-mount",
+        *["make-link"] * 2,
+    ]
+    # The first process has a mount namespace of the host's alone, the others belong to the user namespace.
+    assert plan.clone_flags == 0x20000
+    assert one(plan, "enter-user-namespace").kinds == ["mount", "pid"]
+    assert plan.is_born_late
+    assert "make-device" not in names(plan)
+    attached = {each.target: each.source for each in plan.operations if each.name == "attach-mount"}
+    assert attached == {"/dev": "fd:11", "/data": "fd:9", "/y": "fd:12"}
+    assert one(plan, "use-stdio").uid == -1
+
+
+def test_a_container_that_joins_the_pods_processes_is_born_at_once():
+    linux = replace(IN_USERS.linux, namespaces=(*NAMESPACES, Namespace("user", "sandbox:user")))
+    plan = compile_container(replace(IN_USERS, linux=linux), USER_SOURCES)
+    assert not plan.is_born_late
+    assert plan.pid_namespace == "fd:8"
+
+
+def test_without_a_dev_of_its_own_every_node_is_bound():
+    assert bound_nodes(IN_USERS) == (True, IN_USERS.linux.devices[1:])
+    plain = replace(IN_USERS, mounts=())
+    ready, nodes = bound_nodes(plain)
+    assert not ready
+    assert {each.path for each in nodes} == {
+        *(f"/dev/{name}" for name in ("null", "zero", "full", "random", "urandom", "tty", "x")),
+        "/y",
+    }
+    bound = replace(IN_USERS, mounts=(OciMount("/dev", "bind", "/dev", ("rbind",)),))
+    assert bound_nodes(bound) == (False, IN_USERS.linux.devices[1:])
+
+
+def test_an_exec_joins_the_user_namespace():
+    sources = ExecSources("fd:0", ("mount", "user", "pid"))
+    plan = compile_exec(CONFIG.process, None, sources)
+    assert one(plan, "join-namespaces").kinds == ["user", "mount"]
+    assert one(plan, "use-stdio").uid == -1
+
+
+@pytest.mark.parametrize("missing", [{"uid_mappings": ()}, {"gid_mappings": ()}])
+def test_mappings_and_a_user_namespace_go_together(missing):
+    with pytest.raises(Unsupported, match="gidMappings"):
+        compile_container(replace(IN_USERS, linux=replace(IN_USERS.linux, **missing)), USER_SOURCES)
+    with pytest.raises(Unsupported, match="gidMappings"):
+        compile_container(
+            replace(CONFIG, linux=replace(CONFIG.linux, **{next(iter(missing)): IDS})), SOURCES
+        )
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ from polypod.plugin.requests import IdMapping, NamespaceMode, NamespaceOptions, 
 from polypod.spec.namespaces import (
     container_namespaces,
     has_user_namespace,
+    host_id,
     id_mappings,
     oci_mappings,
 )
@@ -68,6 +69,8 @@ def test_target():
 
 def test_privileged_sees_the_hosts_cgroups():
     assert "cgroup" not in found(privileged=True)
+    # Root of a user namespace may not mount them.
+    assert "cgroup" in found(NamespaceOptions(userns=USERNS), privileged=True)
 
 
 def test_user_namespace():
@@ -96,6 +99,25 @@ def test_mappings():
 def test_e23_user_namespace_that_cannot_be_made_is_refused(userns):
     with pytest.raises(InvalidArgument, match="userns_options"):
         id_mappings(userns)
+
+
+@pytest.mark.parametrize(
+    ("ranges", "said"),
+    [
+        ((IdMapping(1000, 1, 10),), "uids: container id 0 is not mapped"),
+        ((IdMapping(1000, 0, 10), IdMapping(2000, 9, 1)), "container_id 9 is in two ranges"),
+        ((IdMapping(1000, 0, 10), IdMapping(1009, 10, 1)), "host_id 1009 is in two ranges"),
+        (tuple(IdMapping(n, n, 1) for n in range(341)), "340"),
+    ],
+)
+def test_mappings_that_no_kernel_takes_are_refused(ranges, said):
+    with pytest.raises(InvalidArgument, match=said):
+        id_mappings(UserNamespace(POD, ranges, ranges))
+
+
+def test_ids_on_the_host():
+    ranges = (OciIdMapping(0, 1000, 10), OciIdMapping(100, 5, 1))
+    assert [host_id(each, ranges) for each in (0, 9, 10, 100)] == [1000, 1009, None, 5]
 
 
 @pytest.mark.parametrize(
