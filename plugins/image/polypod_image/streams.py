@@ -212,7 +212,11 @@ class ByteStream:
 
     def take_or_end(self, size: int) -> bytes | None:
         """Return exactly ``size`` bytes, or None if the stream ends right here."""
-        if self._at == len(self._piece) and not self._more():
+        begin, end = self._at, self._at + size
+        if end <= len(self._piece):
+            self._at = end
+            return self._piece[begin:end]
+        if begin == len(self._piece) and not self._more():
             return None
         return self.take(size)
 
@@ -246,6 +250,14 @@ class ByteStream:
             return
         for _ in self.pieces(size):
             pass
+
+    def skip_to(self, position: int) -> None:
+        """Leave out what comes before a position."""
+        at = position - self._start
+        if self._at <= at <= len(self._piece):
+            self._at = at
+        else:
+            self.skip(position - self.position)
 
     def drain(self) -> None:
         """Read to the end, so that the whole is hashed."""

@@ -31,7 +31,7 @@ MAX_META_HEADERS: Final = 16
 _MAX_NUMBER: Final = 1 << 63
 _XATTR: Final = b"SCHILY.xattr."
 _ZEROES: Final = bytes(BLOCK)
-_NO_XATTRS: Final[Mapping[bytes, bytes]] = MappingProxyType({})
+_NONE: Final[Mapping[bytes, bytes]] = MappingProxyType({})
 
 
 class Kind(Enum):
@@ -59,6 +59,7 @@ _KINDS: Final[Mapping[int, Kind]] = {
     ord("6"): Kind.FIFO,
 }
 _PAX, _PAX_GLOBAL, _LONG_NAME, _LONG_LINK = b"xgLK"
+_FILE: Final = ord("0")
 _OLD_SPARSE: Final = ord("S")
 _META: Final = frozenset((_PAX, _PAX_GLOBAL, _LONG_NAME, _LONG_LINK))
 
@@ -77,7 +78,7 @@ class Entry(NamedTuple):
     mtime_ns: int
     link: bytes = b""
     device: tuple[int, int] = (0, 0)
-    xattrs: Mapping[bytes, bytes] = _NO_XATTRS
+    xattrs: Mapping[bytes, bytes] = _NONE
     holes: sparse.Sparse | None = None
     """Where the content belongs in a sparse file; None: from the beginning to the end."""
 
@@ -110,31 +111,40 @@ class TarReader:
         """
         stream, count = self._stream, 0
         while (header := self._header()) is not None:
-            pax, name, link = {}, b"", b""
-            for _ in range(MAX_META_HEADERS):
-                if header[156] not in _META:
-                    break
-                data = self._meta(header)
-                if header[156] == _PAX:
-                    pax = parse_pax(data)
-                elif header[156] == _LONG_NAME:
-                    name = data.partition(b"\0")[0]
-                elif header[156] == _LONG_LINK:
-                    link = data.partition(b"\0")[0]
-                following = self._header()
-                if following is None:
-                    raise InvalidArgument("tar: a header announces an entry that does not follow")
-                header = following
             count += 1
             if count > self._max_entries:
                 raise InvalidArgument(f"tar: more than {self._max_entries} entries")
-            entry = _entry(header, pax, name, link)
-            found = self._old_map(header)
-            end = stream.position + entry.size + -entry.size % BLOCK
-            if found is not None or any(map(_is_sparse_key, pax)):
-                entry = self._with_holes(entry, pax, found)
+            if header[156] == _FILE:
+                entry = _plain_file(header)
+                end = stream.position + entry.size + -entry.size % BLOCK
+            else:
+                entry, end = self._described(header)
             yield entry
-            stream.skip(end - stream.position)
+            stream.skip_to(end)
+
+    def _described(self, header: bytes) -> tuple[Entry, int]:
+        """Return an entry that may have headers before its own, and where the next one begins."""
+        pax, name, link = _NONE, b"", b""
+        for _ in range(MAX_META_HEADERS):
+            if header[156] not in _META:
+                break
+            data = self._meta(header)
+            if header[156] == _PAX:
+                pax = parse_pax(data)
+            elif header[156] == _LONG_NAME:
+                name = data.partition(b"\0")[0]
+            elif header[156] == _LONG_LINK:
+                link = data.partition(b"\0")[0]
+            following = self._header()
+            if following is None:
+                raise InvalidArgument("tar: a header announces an entry that does not follow")
+            header = following
+        entry = _entry(header, pax, name, link)
+        found = self._old_map(header)
+        end = self._stream.position + entry.size + -entry.size % BLOCK
+        if found is not None or any(map(_is_sparse_key, pax)):
+            entry = self._with_holes(entry, pax, found)
+        return entry, end
 
     def _old_map(self, header: bytes) -> sparse.Sparse | None:
         if header[156] != _OLD_SPARSE:
@@ -165,8 +175,7 @@ class TarReader:
             if second is not None and second != _ZEROES:
                 raise InvalidArgument("tar: data after a lone block of zeros")
             return None
-        stored = parse_number(header[148:156], "checksum")
-        if stored != _sum(header) - sum(header[148:156]) + 8 * 0x20:
+        if _known_number(header[148:156], "checksum") != _sum(header):
             raise InvalidArgument(f"tar: bad header checksum near byte {self._stream.position}")
         return header
 
@@ -214,8 +223,23 @@ def _entry(header: bytes, pax: Mapping[bytes, bytes], name: bytes, link: bytes) 
         ),
         xattrs={key[len(_XATTR) :]: value for key, value in pax.items() if key.startswith(_XATTR)}
         if pax
-        else _NO_XATTRS,
+        else _NONE,
     )
+
+
+def _plain_file(header: bytes) -> Entry:
+    """Return what `_entry` does, for the usual case: a regular file that one header describes."""
+    mode, uid, gid = _owner(header[100:124])
+    size = parse_number(header[124:136], "size")
+    mtime_ns = _header_mtime(header[136:148])
+    return Entry(_short_name(header), Kind.FILE, mode, uid, gid, size, mtime_ns)
+
+
+@lru_cache(4096)
+def _owner(fields: bytes) -> tuple[int, int, int]:
+    """Return mode, uid and gid of their three fields."""
+    mode = parse_number(fields[:8], "mode") & 0o7777
+    return mode, _id(_NONE, b"uid", fields[8:16]), _id(_NONE, b"gid", fields[16:24])
 
 
 def _is_sparse_key(key: bytes) -> bool:
@@ -225,18 +249,18 @@ def _is_sparse_key(key: bytes) -> bool:
 def _short_name(header: bytes) -> bytes:
     name = header[:100].partition(b"\0")[0]
     # GNU's magic is "ustar  "; there the prefix field holds times.
-    if header[257:263] == b"ustar\0" and header[345]:
+    if header[345] and header[257:263] == b"ustar\0":
         return header[345:500].partition(b"\0")[0] + b"/" + name
     return name
 
 
 def _sum(header: bytes) -> int:
-    """Return the sum of a header's bytes.
+    """Return the sum of a header's bytes, its checksum taken as blanks.
 
     The lower half of an Adler-32 is one more than the sum of the bytes, modulo 65521; 256 bytes stay below.
     """
-    half = BLOCK // 2
-    return (adler32(header[:half]) & 0xFFFF) + (adler32(header[half:]) & 0xFFFF) - 2
+    halves = (adler32(header[:256]) & 0xFFFF) + (adler32(header[256:]) & 0xFFFF)
+    return halves - 1 - (adler32(header[148:156]) & 0xFFFF) + 8 * 0x20
 
 
 def parse_number(text: bytes, what: str) -> int:
@@ -262,13 +286,18 @@ _known_number = lru_cache(4096)(parse_number)
 """For fields that are the same in many entries."""
 
 
+@lru_cache(4096)
+def _header_mtime(text: bytes) -> int:
+    if text[0] & 0x80 and text[0] & 0x40:
+        return 0
+    return min(parse_number(text, "mtime"), _MAX_NUMBER // 10**9) * 10**9
+
+
 def _mtime(pax: Mapping[bytes, bytes], header: bytes) -> int:
     """Return the time of the last change; one before 1970 becomes 1970."""
     text = pax.get(b"mtime")
     if text is None:
-        if header[136] & 0x80 and header[136] & 0x40:
-            return 0
-        return min(_known_number(header[136:148], "mtime"), _MAX_NUMBER // 10**9) * 10**9
+        return _header_mtime(header[136:148])
     whole, dot, fraction = text.partition(b".")
     negative = whole.startswith(b"-")
     digits = whole[1:] if negative else whole

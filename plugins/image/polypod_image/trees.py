@@ -58,7 +58,8 @@ def made(status: os.stat_result, total: int) -> Made:
     # A file system may have taken more than the content needs, and give it back when the file is closed.
     needed = -(-status.st_size // status.st_blksize) * (status.st_blksize // 512)
     blocks = min(status.st_blocks, needed)
-    return Made(total, blocks, b"%b %d" % (_facts_of(status, 0), total))
+    facts = (status.st_mode, status.st_uid, status.st_gid, status.st_size, status.st_mtime_ns)
+    return Made(total, blocks, b"%o %d %d %d %d 1 0 %d" % (*facts, total))
 
 
 def record(top: bytes, file: IO[bytes], files: Mapping[int, Made]) -> tuple[int, int]:
@@ -168,10 +169,6 @@ _WHAT: Final = ("mode", "owner", "group", "size or device", "time", "names", "at
 
 
 def _facts(place: bytes, status: os.stat_result) -> bytes:
-    return _facts_of(status, _attributes(place))
-
-
-def _facts_of(status: os.stat_result, attributes: int) -> bytes:
     kind = stat.S_IFMT(status.st_mode)
     if kind == stat.S_IFREG:
         amount = status.st_size
@@ -184,7 +181,7 @@ def _facts_of(status: os.stat_result, attributes: int) -> bytes:
         amount,
         status.st_mtime_ns,
         1 if kind == stat.S_IFDIR else status.st_nlink,
-        attributes,
+        _attributes(place),
     )
 
 

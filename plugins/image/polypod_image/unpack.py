@@ -377,8 +377,10 @@ def _attributes(entry: Entry) -> Attributes:
 
 
 def _write(descriptor: int, piece: memoryview) -> None:
-    while piece:
-        piece = piece[os.write(descriptor, piece) :]
+    written = os.write(descriptor, piece)
+    while written < len(piece):
+        piece = piece[written:]
+        written = os.write(descriptor, piece)
 
 
 def _explained(entry: Entry, error: OSError) -> PolypodError:

@@ -155,13 +155,12 @@ class Fetcher:
                             f"{answer.where}: more than the {descriptor.size} bytes of its descriptor",
                         )
                     if count >= PIECE:
-                        await landing.write(b"".join(waiting))
-                        waiting.clear()
-                        count = 0
+                        await landing.write(waiting)
+                        waiting, count = [], 0
                         tell("downloading", landing.offset)
             finally:
                 if waiting:
-                    await landing.write(b"".join(waiting))
+                    await landing.write(waiting)
             tell("downloading", landing.offset)
         if landing.offset < descriptor.size:
             # Chunked, or closed without a length: nothing says where it should have ended but we.

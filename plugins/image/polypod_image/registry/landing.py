@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import os
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
 from pathlib import Path
 from typing import Final, TypeVar
@@ -80,11 +80,11 @@ class Landing:
         """Make the file."""
         self._file = os.open(self._fresh, _CREATE, 0o600)
 
-    async def write(self, piece: bytes) -> None:
-        """Take a piece; it is written while the next one is awaited."""
+    async def write(self, pieces: Sequence[bytes]) -> None:
+        """Take some pieces; they are written while the next ones are awaited."""
         await self._settle()
-        self.offset += len(piece)
-        self._writing = asyncio.create_task(in_thread(self._pool, self._take, piece))
+        self.offset += sum(map(len, pieces))
+        self._writing = asyncio.create_task(in_thread(self._pool, self._take, pieces))
 
     async def restart(self) -> None:
         """Forget what came so far."""
@@ -126,11 +126,12 @@ class Landing:
                         continue
                 raise
 
-    def _take(self, piece: bytes) -> None:
-        self._hash.update(piece)
-        view = memoryview(piece)
-        while view:
-            view = view[os.write(self._file, view) :]
+    def _take(self, pieces: Sequence[bytes]) -> None:
+        for piece in pieces:
+            self._hash.update(piece)
+            view = memoryview(piece)
+            while view:
+                view = view[os.write(self._file, view) :]
 
     def _empty(self) -> None:
         os.ftruncate(self._file, 0)
