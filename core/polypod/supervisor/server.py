@@ -60,8 +60,8 @@ class Peer:
         except BlockingIOError:
             self._wait_in_line(message, fds)
         except OSError:
-            # Its reading side tells the loop that it left.
-            return
+            # Its reading side tells the loop that it left. One that is still there shall not wait for ever.
+            self._loop.shut(self)
 
     def _wait_in_line(self, message: Message, fds: list[int] | tuple[int, ...]) -> None:
         if len(self._queue) >= _QUEUE_MAX:
@@ -82,6 +82,7 @@ class Peer:
                 return
             except OSError:
                 self.drop_queue()
+                self._loop.shut(self)
                 return
             channel.close_all(fds)
             del self._queue[0]

@@ -349,13 +349,21 @@ class Supervisor:
         found = self.processes.get(process_id)
         if found is not None and found.pidfd >= 0:
             _signal(found.pidfd, signal.SIGKILL)
-        launch = self.launches.pop(process_id, None)
-        if launch is not None:
-            self.loop.drop(launch.status)
-            self.loop.drop(launch.birth)
-            launch.close()
+        self._give_up(process_id)
         self._forget(process_id)
         return {"known": found is not None}, []
+
+    def _give_up(self, process_id: str) -> None:
+        """End a launch that has not executed, and tell who waits for it."""
+        launch = self.launches.pop(process_id, None)
+        if launch is None:
+            return
+        _signal(launch.process.pidfd, signal.SIGKILL)
+        self.loop.drop(launch.status)
+        self.loop.drop(launch.birth)
+        text = f"process {process_id}: forgotten before it executed"
+        self._refuse_launch(launch, Refusal("BackendError", text))
+        launch.close()
 
     def kill(self, _peer: Peer, message: Message, _fds: list[int]) -> Answer:
         """Signal through the pidfd."""
@@ -393,8 +401,14 @@ class Supervisor:
         return {"items": list(rows), "more": more, "processes": rows}, []
 
     def forget(self, _peer: Peer, message: Message, _fds: list[int]) -> Answer:
-        """Drop a process that is gone."""
-        self._forget(identifier(message, "process"))
+        """Drop a process that is gone; one whose launch is under way is ended."""
+        process_id = identifier(message, "process")
+        launch = self.launches.get(process_id)
+        if launch is not None and launch.birth < 0 and _is_readable(launch.status):
+            # It has executed, or has failed: who waits for it gets that answer while there is one.
+            self._status(launch)
+        self._give_up(process_id)
+        self._forget(process_id)
         return {}, []
 
     def _forget(self, process_id: str) -> None:
@@ -451,6 +465,12 @@ def _labels(message: Message) -> dict[str, str]:
     if sum(len(name) + len(value) for name, value in labels.items()) > _LABELS_MAX:
         raise Refusal("InvalidArgument", f"{message.get('op')}: labels above {_LABELS_MAX} bytes")
     return labels
+
+
+def _is_readable(fd: int) -> bool:
+    poll = select.poll()
+    poll.register(fd, select.POLLIN)
+    return bool(poll.poll(0))
 
 
 def _signal(pidfd: int, number: int) -> bool:

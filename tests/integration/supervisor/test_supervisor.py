@@ -367,6 +367,64 @@ async def test_cancelled_launch_leaves_nothing(host):
     pipe.close()
 
 
+async def hanging(host, pipe, name="p"):
+    """Launch what hangs before it executes; return the task that waits for the answer, and the pid."""
+    plan = Plan(0, [op.JoinCgroups(sources=["fd:0"]), execute("true")])
+    task = asyncio.create_task(host.supervisor.launch(name, plan, fds=[pipe.write_end]))
+    while not (found := await host.supervisor.processes()):
+        await asyncio.sleep(0.01)
+    return task, found[0].pid
+
+
+async def gone(pid):
+    while Path(f"/proc/{pid}").exists():
+        await asyncio.sleep(0.01)
+
+
+async def test_who_waits_for_a_launch_is_told_when_it_is_forgotten(host):
+    pipe = FullPipe()
+    task, pid = await hanging(host, pipe)
+    await host.supervisor.forget("p")
+    with pytest.raises(BackendError, match="process p: forgotten before it executed"):
+        await asyncio.wait_for(task, 20)
+    pipe.close()
+    await gone(pid)
+    assert await host.supervisor.processes() == []
+
+
+async def test_a_held_process_that_is_forgotten_is_ended(host):
+    descriptors = Path(f"/proc/{(await host.pids())['supervisor']}/fd")
+    before = len(list(descriptors.iterdir()))
+    made = await host.supervisor.launch("p", Plan(0, [shell("exit 5")]), fds=[], hold=True)
+    await host.supervisor.forget("p")
+    await gone(made.pid)
+    os.close(made.pidfd)
+    with pytest.raises(NotFound):
+        await host.supervisor.release("p")
+    assert len(list(descriptors.iterdir())) == before
+
+
+async def test_a_launch_that_has_just_executed_is_answered_before_it_is_forgotten(host):
+    """The supervisor finds the request first, and behind it that the process executed and has ended."""
+    pipe = FullPipe()
+    task, pid = await hanging(host, pipe)
+    supervisor = (await host.pids())["supervisor"]
+    os.kill(supervisor, signal.SIGSTOP)
+    try:
+        forgotten = asyncio.create_task(host.supervisor.forget("p"))
+        await asyncio.sleep(0.1)
+        pipe.drain()
+        await gone(pid)
+    finally:
+        os.kill(supervisor, signal.SIGCONT)
+    made = await asyncio.wait_for(task, 20)
+    assert made.pid == pid
+    os.close(made.pidfd)
+    await forgotten
+    pipe.close()
+    assert await host.supervisor.processes() == []
+
+
 @pytest.mark.needs_busybox
 async def test_terminal_of_a_container_is_logged(host, place):
     log = place.logs / "t.log"
