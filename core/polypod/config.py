@@ -88,6 +88,9 @@ class HandlerConfig:
 
     type: str = _key("namespaces", "the runtime type, as `polypod plugins` lists them")
     image_store: str = _key("content", "the image store whose root file systems it runs")
+    rootfs_form: str = _key(
+        "", "overlay, erofs, directory or block; empty is the best that type and store share"
+    )
     options: dict[str, Any] = _key({}, "the type's own options")
 
 

@@ -23,8 +23,10 @@ from polypod.backend.descriptors import Descriptors
 from polypod.backend.users import map_ids, open_overlay
 from polypod.plugin.errors import BackendError, InvalidArgument, Unsupported
 from polypod.plugin.oci import Linux, OciConfig, OciMount
-from polypod.plugin.rootfs import BlockRootfs, DirectoryRootfs, OverlayRootfs, Rootfs
+from polypod.plugin.rootfs import BlockRootfs, DirectoryRootfs, ErofsRootfs, OverlayRootfs, Rootfs
+from polypod.plugin.runtime import ImageVolume
 from polypod.spec.compile import MountSource
+from polypod.spec.mounts import is_image
 from polypod.spec.mount_options import MS_PRIVATE, MS_SHARED, MS_SLAVE, parse_mount_options
 
 _CLONE: Final = mountapi.OPEN_TREE_CLONE | mountapi.OPEN_TREE_CLOEXEC
@@ -44,10 +46,10 @@ def open_rootfs(rootfs: Rootfs, linux: Linux | None = None, users: int = -1) -> 
     """
     try:
         match rootfs:
-            case OverlayRootfs() if linux is not None and users >= 0:
-                return open_overlay(rootfs, linux, users)
             case OverlayRootfs():
-                return _open_overlay(rootfs)
+                return _open_overlay(rootfs, linux, users)
+            case ErofsRootfs():
+                return _open_erofs(rootfs, linux, users)
             case DirectoryRootfs(path):
                 fd = mountapi.open_tree(mountapi.AT_FDCWD, str(path), _CLONE)
                 return _private(fd, users)
@@ -88,7 +90,29 @@ def unmount(target: Path) -> None:
             raise BackendError(f"unmount {target}: {error.strerror}") from error
 
 
-def _open_overlay(rootfs: OverlayRootfs) -> int:
+def _open_erofs(rootfs: ErofsRootfs, linux: Linux | None, users: int) -> int:
+    """The image is one lower layer: a mount that is attached nowhere, and gone with the overlay."""
+    source: list[tuple[str, str | None]] = [("source", str(rootfs.image))]
+    try:
+        image = mountapi.mount_detached("erofs", source, attributes=mountapi.MOUNT_ATTR_RDONLY)
+    except OSError as error:
+        if error.errno not in (errno.ENOTBLK, errno.ENODEV):
+            raise
+        raise Unsupported(
+            f"{rootfs.image}: an erofs image is mounted from its file: that needs Linux 6.12 or later, "
+            f"with erofs ({error.strerror})"
+        ) from error
+    try:
+        lower = Path(f"/proc/self/fd/{image}")
+        above = OverlayRootfs((lower,), rootfs.upper, rootfs.work, rootfs.options)
+        return _open_overlay(above, linux, users)
+    finally:
+        os.close(image)
+
+
+def _open_overlay(rootfs: OverlayRootfs, linux: Linux | None, users: int) -> int:
+    if linux is not None and users >= 0:
+        return open_overlay(rootfs, linux, users)
     options: list[tuple[str, str | None]] = [("source", "polypod")]
     options += [("lowerdir+", str(path)) for path in rootfs.lowers]
     options += [("upperdir", str(rootfs.upper)), ("workdir", str(rootfs.work))]
@@ -136,8 +160,56 @@ def bind_mounts(config: OciConfig) -> list[OciMount]:
     return [
         item
         for item in config.mounts
-        if item.type in ("bind", "") or {"bind", "rbind"} & set(item.options)
+        if (item.type in ("bind", "") or {"bind", "rbind"} & set(item.options))
+        and not is_image(item)
     ]
+
+
+def open_image_volumes(
+    config: OciConfig,
+    volumes: Mapping[str, ImageVolume],
+    descriptors: Descriptors,
+    users: int = -1,
+) -> dict[str, MountSource]:
+    """Open the images that a container has as volumes, in its pod's user namespace if there is one.
+
+    Raises:
+        BackendError: the kernel refused, or a sub-path is not there.
+        Unsupported: a volume shall be mapped otherwise than its pod.
+    """
+    found: dict[str, MountSource] = {}
+    own = (config.linux.uid_mappings, config.linux.gid_mappings)
+    for mount in filter(is_image, config.mounts):
+        if (mount.uid_mappings, mount.gid_mappings) not in (own, ((), ())):
+            raise Unsupported(f"mount {mount.destination}: an image is mapped as its pod, or not at all")
+        volume = volumes[mount.destination]
+        whole = open_rootfs(volume.rootfs, config.linux, users)
+        try:
+            fd = _part_of(whole, volume.sub_path)
+            try:
+                _set_options(fd, mount)
+            except OSError:
+                os.close(fd)
+                raise
+        except OSError as error:
+            raise BackendError(
+                f"ImageVolumeMountFailed: mount {mount.destination}: {volume.sub_path}: {error.strerror}"
+            ) from error
+        finally:
+            os.close(whole)
+        is_directory = stat.S_ISDIR(os.fstat(fd).st_mode)
+        found[mount.destination] = MountSource(descriptors.take(fd), is_directory)
+    return found
+
+
+def _part_of(whole: int, path: str) -> int:
+    if not path.strip("/"):
+        return os.dup(whole)
+    place = mountapi.open_in_root(whole, path)
+    try:
+        return mountapi.open_tree(place, "", _CLONE | mountapi.AT_EMPTY_PATH)
+    finally:
+        os.close(place)
 
 
 def open_binds(
@@ -178,13 +250,7 @@ def _open_bind(mount: OciMount, users: int) -> tuple[int, bool]:
     try:
         if users >= 0:
             map_ids(fd, users, mount)
-        mountapi.mount_setattr(fd, propagation=options.propagation or MS_PRIVATE, recursive=True)
-        if options.set_ or options.clear:
-            mountapi.mount_setattr(fd, set_=options.set_, clear=options.clear)
-        if options.recursive_set or options.recursive_clear:
-            mountapi.mount_setattr(
-                fd, set_=options.recursive_set, clear=options.recursive_clear, recursive=True
-            )
+        _set_options(fd, mount)
         return fd, stat.S_ISDIR(os.fstat(fd).st_mode)
     except BackendError:
         os.close(fd)
@@ -192,6 +258,17 @@ def _open_bind(mount: OciMount, users: int) -> tuple[int, bool]:
     except OSError as error:
         os.close(fd)
         raise BackendError(f"mount {mount.destination}: {error.strerror}") from error
+
+
+def _set_options(fd: int, mount: OciMount) -> None:
+    options = parse_mount_options(mount.options, mount.destination)
+    mountapi.mount_setattr(fd, propagation=options.propagation or MS_PRIVATE, recursive=True)
+    if options.set_ or options.clear:
+        mountapi.mount_setattr(fd, set_=options.set_, clear=options.clear)
+    if options.recursive_set or options.recursive_clear:
+        mountapi.mount_setattr(
+            fd, set_=options.recursive_set, clear=options.recursive_clear, recursive=True
+        )
 
 
 def check_propagation(mounts: Iterable[OciMount], mountinfo: str | None = None) -> None:

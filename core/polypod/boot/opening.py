@@ -23,7 +23,8 @@ from polypod.lifecycle.views import HandlerView
 from polypod.plugin.errors import FailedPrecondition, PolypodError
 from polypod.plugin.images import ImageContext, ImageStore, ImageStoreType
 from polypod.plugin.network import Network, NetworkContext
-from polypod.plugin.runtime import Narrowed, RuntimeContext
+from polypod.plugin.rootfs import RootfsForm
+from polypod.plugin.runtime import Narrowed, RuntimeContext, RuntimeType
 from polypod.registry import Registry
 
 log = logging.getLogger(__name__)
@@ -99,6 +100,7 @@ class Opener:
                 f"image store {store_name!r} makes {_words(kind.forms)}, the type accepts "
                 f"{_words(offered.rootfs_forms)}"
             )
+        offered = _formed(name, wanted.rootfs_form, offered, kind)
         root, state = self.places.own("handlers", name)
         context = RuntimeContext(
             handler=name,
@@ -192,6 +194,25 @@ class _Once:
         close, self._close = self._close, None
         if close is not None:
             await close()
+
+
+def _formed(name: str, form: str, offered: RuntimeType, store: ImageStoreType) -> RuntimeType:
+    """Narrow a type to the form of root file systems that the configuration wants.
+
+    Raises:
+        FailedPrecondition: type or store does not have it.
+    """
+    if not form:
+        return offered
+    for what, forms in (
+        ("the type accepts", offered.rootfs_forms),
+        ("its store makes", store.forms),
+    ):
+        if form not in forms:
+            raise FailedPrecondition(
+                f"handlers.{name}.rootfs_form is {form!r}, but {what} {_words(forms)}"
+            )
+    return replace(offered, rootfs_forms=(RootfsForm(form),))
 
 
 async def _opened(opening: Awaitable[T]) -> T:

@@ -15,6 +15,7 @@ class RootfsForm(StrEnum):
 
     OVERLAY = "overlay"
     DIRECTORY = "directory"
+    EROFS = "erofs"
     BLOCK = "block"
 
 
@@ -27,6 +28,20 @@ class OverlayRootfs:
     work: Path
     options: tuple[str, ...] = ()
     """Further mount options, such as ``volatile``."""
+
+
+@dataclass(frozen=True, slots=True)
+class ErofsRootfs:
+    """One read-only erofs image of all layers, mounted from its file, below a writable overlay.
+
+    One mount and one lower layer however many the image has; Linux 6.12 and later need no loop device for it.
+    """
+
+    image: Path
+    upper: Path
+    work: Path
+    options: tuple[str, ...] = ()
+    """Further mount options of the overlay, such as ``volatile``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,4 +60,4 @@ class BlockRootfs:
     scratch: Path | None = None
 
 
-Rootfs = OverlayRootfs | DirectoryRootfs | BlockRootfs
+Rootfs = OverlayRootfs | ErofsRootfs | DirectoryRootfs | BlockRootfs

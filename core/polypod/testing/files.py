@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from polypod.plugin.oci import OciMount
-from polypod.plugin.rootfs import DirectoryRootfs, OverlayRootfs, Rootfs
+from polypod.plugin.rootfs import DirectoryRootfs, ErofsRootfs, OverlayRootfs, Rootfs
 
 _READ_LIMIT = 16 * 1024 * 1024
 
@@ -86,6 +86,8 @@ def _layers(rootfs: Rootfs) -> list[Path]:
             return [path]
         case OverlayRootfs(lowers, upper):
             return [upper, *lowers]
+        case ErofsRootfs():
+            return [rootfs.upper]
         case _:
             return [rootfs.scratch or rootfs.path]
 

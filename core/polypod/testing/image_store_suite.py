@@ -12,7 +12,14 @@ from typing import Protocol
 from polypod.plugin.errors import InvalidArgument, NotFound, Unsupported
 from polypod.plugin.ids import ContainerId, ImageId, new_id
 from polypod.plugin.images import Image, ImageStore, ImageStoreType, PullProgress
-from polypod.plugin.rootfs import BlockRootfs, DirectoryRootfs, OverlayRootfs, Rootfs, RootfsForm
+from polypod.plugin.rootfs import (
+    BlockRootfs,
+    DirectoryRootfs,
+    ErofsRootfs,
+    OverlayRootfs,
+    Rootfs,
+    RootfsForm,
+)
 from polypod.testing.suite import (
     NotApplicable,
     Outcome,
@@ -29,6 +36,7 @@ _LIMIT = 1 << 20
 _KINDS: Mapping[RootfsForm, type[Rootfs]] = {
     RootfsForm.OVERLAY: OverlayRootfs,
     RootfsForm.DIRECTORY: DirectoryRootfs,
+    RootfsForm.EROFS: ErofsRootfs,
     RootfsForm.BLOCK: BlockRootfs,
 }
 
@@ -255,7 +263,7 @@ async def check_every_declared_form_is_made(lab: ImageLab) -> None:
     for form in lab.subject.type.forms:
         _, rootfs = await lab.prepare(image, form)
         expect(isinstance(rootfs, _KINDS[form]), f"{form} is a {type(rootfs).__name__}")
-        if not isinstance(rootfs, BlockRootfs):
+        if not isinstance(rootfs, BlockRootfs | ErofsRootfs):
             _expect_content(rootfs, lab.known[0])
 
 

@@ -57,7 +57,7 @@ class FlyPlugin(Hooks):
                 name="fly",
                 summary="chroot only: no isolation at all, the baseline of every comparison",
                 open=open_backend,
-                rootfs_forms=(RootfsForm.OVERLAY, RootfsForm.DIRECTORY),
+                rootfs_forms=(RootfsForm.OVERLAY, RootfsForm.DIRECTORY, RootfsForm.EROFS),
                 features=frozenset([*host, Feature.HOST_PATH_MOUNTS, Feature.TTY]),
                 unusable="" if os.geteuid() == 0 else "needs root: a root directory is changed",
                 exceptions={

@@ -74,9 +74,9 @@ class ImagePlugin(Hooks):
 
 
 def _forms() -> tuple[RootfsForm, ...]:
-    """A block image is made by mkfs.erofs, where there is one (package erofs-utils)."""
-    block = (RootfsForm.BLOCK,) if shutil.which("mkfs.erofs") else ()
-    return RootfsForm.OVERLAY, RootfsForm.DIRECTORY, *block
+    """Images of file systems are made by mkfs.erofs, where there is one (package erofs-utils)."""
+    made = (RootfsForm.EROFS, RootfsForm.BLOCK) if shutil.which("mkfs.erofs") else ()
+    return RootfsForm.OVERLAY, RootfsForm.DIRECTORY, *made
 
 
 async def _open(context: ImageContext) -> ImageStore:

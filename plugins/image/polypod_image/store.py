@@ -21,7 +21,14 @@ from polypod.plugin.errors import InvalidArgument, NotFound, Unsupported
 from polypod.plugin.ids import ContainerId, ImageId
 from polypod.plugin.images import FilesystemUsage, Image, ImageContext, Progress
 from polypod.plugin.requests import Auth
-from polypod.plugin.rootfs import BlockRootfs, DirectoryRootfs, OverlayRootfs, Rootfs, RootfsForm
+from polypod.plugin.rootfs import (
+    BlockRootfs,
+    DirectoryRootfs,
+    ErofsRootfs,
+    OverlayRootfs,
+    Rootfs,
+    RootfsForm,
+)
 from polypod_image import changes
 from polypod_image.block import FSTYPE
 from polypod_image.catalog import Catalog, StoredImage
@@ -41,7 +48,12 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 
-FORMS: Final = (RootfsForm.OVERLAY, RootfsForm.DIRECTORY, RootfsForm.BLOCK)
+FORMS: Final = (
+    RootfsForm.OVERLAY,
+    RootfsForm.DIRECTORY,
+    RootfsForm.EROFS,
+    RootfsForm.BLOCK,
+)
 _THREADS: Final = 4
 _PLAIN_ROOT: Final = (0o755, 0, 0)
 _KEPT_FILES: Final = 512
@@ -165,6 +177,13 @@ class ContentStore:
             raise too_large(image_id, path, limit)
         return data
 
+    async def has(self, image_id: ImageId, path: str, /) -> bool:
+        """Tell whether an image has a file or directory at a path."""
+        image = self._image(image_id)
+        if "\0" in path:
+            raise InvalidArgument(f"{path[:200]!r} is no path")
+        return await self._run(self._inventory.has, image, path)
+
     # Bringing in
 
     async def pull(
@@ -270,15 +289,25 @@ class ContentStore:
             return DirectoryRootfs(await self._directory(container_id, image))
         if form is RootfsForm.BLOCK:
             return await self._block(container_id, image)
-        known = self._roots.get(image_id)
+        lowers, root = await self._root(image)
+        block = None
+        if form is RootfsForm.EROFS:
+            block = await self._run(self._inventory.block_of, image)
+        if held is None:
+            self._image(image_id)  # it may be gone by now
+        place = self._containers.take(container_id, Holding(image_id, form), root)
+        if block is not None:
+            return ErofsRootfs(block, place / "fs", place / "work", self._options.overlay_options)
+        return OverlayRootfs(lowers, place / "fs", place / "work", self._options.overlay_options)
+
+    async def _root(self, image: StoredImage) -> tuple[tuple[Path, ...], tuple[int, int, int]]:
+        """Return an image's layers, topmost first, and mode, owner and group of its root."""
+        known = self._roots.get(image.id)
         if known is None:
             known = await self._run(self._inventory.root_of, image)
-            if held is None:
-                self._image(image_id)  # it may be gone by now
-            self._roots[image_id] = known
-        lowers, root = known
-        place = self._containers.take(container_id, Holding(image_id, form), root)
-        return OverlayRootfs(lowers, place / "fs", place / "work", self._options.overlay_options)
+            if image.id in self._catalog.shown:  # it may be gone by now
+                self._roots[image.id] = known
+        return known
 
     async def _directory(self, container_id: ContainerId, image: StoredImage) -> Path:
         place = self._places.container(container_id)
@@ -309,7 +338,8 @@ class ContentStore:
     async def apply_changes(self, container_id: ContainerId, file: Path, /) -> None:
         """Put such a layer into the root of a container that was never started."""
         upper = self._upper(container_id)
-        lowers, _root = self._roots[self._containers.held[container_id].image_id]
+        image_id = self._containers.held[container_id].image_id
+        lowers, _root = await self._root(self._catalog.images[image_id])
         await self._run(self._inventory.apply_changes, file, upper, lowers)
 
     def _upper(self, container_id: ContainerId) -> Path:
@@ -317,7 +347,7 @@ class ContentStore:
         holding = self._containers.held.get(container_id)
         if holding is None:
             raise NotFound(f"container {container_id} has no root file system here")
-        if holding.form is not RootfsForm.OVERLAY:
+        if holding.form not in (RootfsForm.OVERLAY, RootfsForm.EROFS):
             raise Unsupported(
                 f"container {container_id}: its root has the form {holding.form}, in which changes "
                 "cannot be told from the image; that is known of overlays"

@@ -31,6 +31,7 @@ from polypod.plugin import (
     ContainerId,
     ContainerSpec,
     DirectoryRootfs,
+    ErofsRootfs,
     ExecSpec,
     Feature,
     Launched,
@@ -237,7 +238,7 @@ class Calls:
 
 def _mount_root(spec: ContainerSpec, bundle: Bundle) -> Path:
     match spec.rootfs:
-        case OverlayRootfs():
+        case OverlayRootfs() | ErofsRootfs():
             mount_rootfs(spec.rootfs, bundle.rootfs)
             return bundle.rootfs
         case DirectoryRootfs(path):

@@ -36,7 +36,7 @@ class OciPlugin(Hooks):
                 name="oci",
                 summary="any OCI runtime by the path of its binary: runc, crun and their like",
                 open=_open,
-                rootfs_forms=(RootfsForm.OVERLAY, RootfsForm.DIRECTORY),
+                rootfs_forms=(RootfsForm.OVERLAY, RootfsForm.DIRECTORY, RootfsForm.EROFS),
                 features=WIDEST,
                 sandbox_namespaces=frozenset(["network", "ipc", "uts", "pid"]),
                 unusable=""
