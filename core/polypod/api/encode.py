@@ -116,7 +116,7 @@ def container_status(view: ContainerView) -> pb.ContainerStatus:
         message=view.message,
         labels=view.config.labels,
         annotations=view.config.annotations,
-        mounts=[_mount(item) for item in view.config.mounts],
+        mounts=[_told_mount(item, view.volume_images) for item in view.config.mounts],
         log_path=str(view.log_path),
         resources=pb.ContainerResources(linux=_resources(view.resources or view.config.resources)),
         image_id=view.image_id,
@@ -235,6 +235,14 @@ def _namespaces(options: r.NamespaceOptions) -> pb.NamespaceOption:
             )
         )
     return answer
+
+
+def _told_mount(mount: r.Mount, images: Mapping[str, str]) -> pb.Mount:
+    """A mounted image comes with what it was when it was mounted, whatever its name means today."""
+    told = _mount(mount)
+    if mount.image is not None and mount.container_path in images:
+        told.image.image_ref = images[mount.container_path]
+    return told
 
 
 def _mount(mount: r.Mount) -> pb.Mount:

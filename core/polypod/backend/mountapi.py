@@ -19,7 +19,10 @@ _SYS_MOVE_MOUNT = 429
 _SYS_FSOPEN = 430
 _SYS_FSCONFIG = 431
 _SYS_FSMOUNT = 432
+_SYS_OPENAT2 = 437
 _SYS_MOUNT_SETATTR = 442
+_RESOLVE_NO_MAGICLINKS = 0x02
+_RESOLVE_IN_ROOT = 0x10
 
 AT_FDCWD = -100
 AT_EMPTY_PATH = 0x1000
@@ -58,6 +61,27 @@ def _checked(result: int, what: str) -> int:
         number = ctypes.get_errno()
         raise OSError(number, f"{what}: {os.strerror(number)}")
     return result
+
+
+class _OpenHow(ctypes.Structure):
+    _fields_ = (
+        ("flags", ctypes.c_uint64),
+        ("mode", ctypes.c_uint64),
+        ("resolve", ctypes.c_uint64),
+    )
+
+
+def open_in_root(root: int, path: str) -> int:
+    """Return an ``O_PATH`` descriptor of a path below a directory; links cannot lead out of it (openat2(2))."""
+    how = _OpenHow(os.O_PATH | os.O_CLOEXEC, 0, _RESOLVE_IN_ROOT | _RESOLVE_NO_MAGICLINKS)
+    result = _syscall(
+        _SYS_OPENAT2,
+        ctypes.c_int(root),
+        ctypes.c_char_p(os.fsencode(path)),
+        ctypes.byref(how),
+        ctypes.c_size_t(ctypes.sizeof(how)),
+    )
+    return _checked(result, f"open {path}")
 
 
 def open_tree(directory: int, path: str, flags: int) -> int:

@@ -26,8 +26,8 @@ from polypod.plugin.oci import Linux, OciConfig, OciMount
 from polypod.plugin.rootfs import BlockRootfs, DirectoryRootfs, ErofsRootfs, OverlayRootfs, Rootfs
 from polypod.plugin.runtime import ImageVolume
 from polypod.spec.compile import MountSource
-from polypod.spec.mounts import is_image
 from polypod.spec.mount_options import MS_PRIVATE, MS_SHARED, MS_SLAVE, parse_mount_options
+from polypod.spec.mounts import is_image
 
 _CLONE: Final = mountapi.OPEN_TREE_CLONE | mountapi.OPEN_TREE_CLOEXEC
 
@@ -181,7 +181,9 @@ def open_image_volumes(
     own = (config.linux.uid_mappings, config.linux.gid_mappings)
     for mount in filter(is_image, config.mounts):
         if (mount.uid_mappings, mount.gid_mappings) not in (own, ((), ())):
-            raise Unsupported(f"mount {mount.destination}: an image is mapped as its pod, or not at all")
+            raise Unsupported(
+                f"mount {mount.destination}: an image is mapped as its pod, or not at all"
+            )
         volume = volumes[mount.destination]
         whole = open_rootfs(volume.rootfs, config.linux, users)
         try:

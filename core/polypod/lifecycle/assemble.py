@@ -33,7 +33,13 @@ from polypod.plugin.requests import (
 from polypod.plugin.runtime import SandboxSpec
 from polypod.spec.capabilities import ALL_CAPABILITIES, capability_sets
 from polypod.spec.devices import HostDevice, device_nodes, device_rules
-from polypod.spec.mounts import MountInputs, SandboxFiles, container_mounts, rootfs_propagation
+from polypod.spec.mounts import (
+    MountInputs,
+    SandboxFiles,
+    container_mounts,
+    image_source,
+    rootfs_propagation,
+)
 from polypod.spec.namespaces import (
     container_namespace,
     container_namespaces,
@@ -248,7 +254,9 @@ def _namespace_paths(sandbox: SandboxSpec, config: ContainerConfig) -> dict[str,
 
 def _mount_inputs(sandbox: SandboxSpec, config: ContainerConfig) -> MountInputs:
     options, directory = sandbox.config.security.namespaces, sandbox.directory
+    images = (each.container_path for each in config.mounts if each.image and each.image.image)
     return MountInputs(
+        image_volumes={path: image_source(path) for path in images},
         files=SandboxFiles(
             hostname=str(directory / "hostname"),
             hosts=str(directory / "hosts"),

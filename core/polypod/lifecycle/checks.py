@@ -78,6 +78,11 @@ CONTAINER_RULES: Final[tuple[_ContainerRule, ...]] = (
         "recursively read-only mounts",
         lambda c: any(mount.recursive_read_only for mount in c.mounts),
     ),
+    (
+        Feature.IMAGE_VOLUMES,
+        "images as volumes",
+        lambda c: any(mount.image is not None and mount.image.image for mount in c.mounts),
+    ),
     (Feature.SECCOMP, "a seccomp profile of its own", lambda c: _localhost(c.security.seccomp)),
     (Feature.APPARMOR, "an AppArmor profile", lambda c: _localhost(c.security.apparmor)),
     (Feature.SELINUX, "SELinux options", lambda c: c.security.selinux is not None),

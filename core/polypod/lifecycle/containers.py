@@ -7,6 +7,7 @@ import signal
 
 from polypod.lifecycle.clock import first_of, within
 from polypod.lifecycle.heart import Heart
+from polypod.lifecycle.image_volumes import release_volumes
 from polypod.lifecycle.objects import Container
 from polypod.lifecycle.parts import Handler
 from polypod.lifecycle.records import UNKNOWN_EXIT
@@ -197,6 +198,7 @@ class Containers:
             await hit("container.remove.backend")
         with step(container.explain, what, "release the root file system"):
             await handler.image_store.release(record.id)
+            await release_volumes(handler, container)
             await hit("container.remove.rootfs")
         with step(container.explain, what, "remove files"):
             remove_tree(container.directory)

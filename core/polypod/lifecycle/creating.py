@@ -8,6 +8,7 @@ from polypod.lifecycle.checks import check_container
 from polypod.lifecycle.containers import Containers
 from polypod.lifecycle.facts import container_facts
 from polypod.lifecycle.heart import Heart
+from polypod.lifecycle.image_volumes import find_volumes, prepare_volumes
 from polypod.lifecycle.log_paths import log_location
 from polypod.lifecycle.objects import Container, Sandbox, sandbox_spec
 from polypod.lifecycle.parts import Handler
@@ -93,7 +94,10 @@ class Creating:
         check_container(handler, sandbox.record.config, config)
         self._check_target(sandbox, config)
         image = await _local_image(handler, config)
-        container = heart.adopt_container(self._record(sandbox, config, image), sandbox)
+        record = replace(
+            self._record(sandbox, config, image), image_volumes=await find_volumes(handler, config)
+        )
+        container = heart.adopt_container(record, sandbox)
         what = f"container {container.record.id}"
         undo = heart.rollback(f"create {what}")
         work = self._make(container, handler, image, undo)
@@ -168,6 +172,7 @@ class Creating:
         container.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         undo.push("release the root file system", lambda: handler.image_store.release(container_id))
         container.rootfs = await prepare_rootfs(handler, container)
+        container.volumes = await prepare_volumes(handler, container, undo)
 
     def _failed(self, container: Container, undo: Rollback, error: BaseException) -> None:
         heart = self._heart

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+from collections.abc import Mapping
 from pathlib import Path
 
 from polypod.lifecycle.explain import Explain
@@ -13,7 +14,7 @@ from polypod.lifecycle.views import ContainerView, SandboxView
 from polypod.plugin.ids import ContainerId
 from polypod.plugin.oci import OciConfig
 from polypod.plugin.rootfs import Rootfs
-from polypod.plugin.runtime import SandboxSpec
+from polypod.plugin.runtime import ImageVolume, SandboxSpec
 from polypod.plugin.services import SandboxNamespaces
 
 _NEVER = float("inf")
@@ -86,6 +87,7 @@ class Container:
         "rootfs",
         "sandbox",
         "view",
+        "volumes",
     )
 
     def __init__(
@@ -108,6 +110,7 @@ class Container:
         self.delivered = False
         self.oci: OciConfig | None = None
         self.rootfs: Rootfs | None = None
+        self.volumes: Mapping[str, ImageVolume] = {}
 
     @property
     def log_base(self) -> Path:
@@ -148,6 +151,7 @@ def container_view(record: ContainerRecord) -> ContainerView:
         stop_signal=record.stop_signal,
         user=record.user,
         pid=record.pid,
+        volume_images={each.path: each.image_ref for each in record.image_volumes},
     )
 
 

@@ -40,6 +40,18 @@ class SandboxRecord:
 
 
 @dataclass(frozen=True, slots=True)
+class ImageVolumeRecord:
+    """An image that a container mounts."""
+
+    path: str
+    """In the container, as the request spells it."""
+    image_id: ImageId
+    image_ref: str
+    """Repo digest where there is one, else the image id."""
+    sub_path: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class ContainerRecord:
     """One container."""
 
@@ -64,6 +76,7 @@ class ContainerRecord:
     """Of all updates of its limits, later ones first."""
     user: tuple[int, int, tuple[int, ...]] | None = None
     pid: int | None = None
+    image_volumes: tuple[ImageVolumeRecord, ...] = ()
     restores: bool = False
     """StartContainer goes on from what lies in ``checkpoint`` of the container's directory."""
     signalled: bool = False

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from polypod.lifecycle.containers import Containers
 from polypod.lifecycle.events import Events
 from polypod.lifecycle.heart import Heart
+from polypod.lifecycle.image_volumes import holder
 from polypod.lifecycle.objects import Container, Sandbox
 from polypod.lifecycle.parts import Handler
 from polypod.lifecycle.records import ContainerRecord
@@ -215,7 +216,7 @@ class Recovery:
         stores = {id(each.image_store): each.image_store for each in parts.handlers.values()}
         for store in stores.values():
             for container_id in await store.prepared():
-                if heart.containers.exact(container_id) is None:
+                if heart.containers.exact(holder(container_id)) is None:
                     release = store.release(container_id)
                     await self._orphan(f"root file system of container {container_id}", release)
         self._directories("sandboxes", (each.record.id for each in heart.sandboxes))

@@ -12,6 +12,7 @@ from polypod.lifecycle.checkpoints import CHECKPOINT, checkpointable
 from polypod.lifecycle.creating import prepare_rootfs, require_ready
 from polypod.lifecycle.facts import container_facts
 from polypod.lifecycle.heart import Heart
+from polypod.lifecycle.image_volumes import prepare_volumes
 from polypod.lifecycle.objects import Container, sandbox_spec
 from polypod.lifecycle.parts import Handler
 from polypod.lifecycle.rollback import Rollback
@@ -116,6 +117,7 @@ class Starting:
         record = container.record
         if container.rootfs is None:  # a restart lay between create and start
             container.rootfs = await prepare_rootfs(handler, container)
+            container.volumes = await prepare_volumes(handler, container)
         return ContainerSpec(
             id=record.id,
             sandbox=sandbox_spec(container.sandbox),
@@ -125,6 +127,7 @@ class Starting:
             stdio=stdio,
             directory=container.directory,
             cgroup=f"{container.sandbox.record.cgroup}/{record.id}",
+            image_volumes=container.volumes,
         )
 
     @staticmethod

@@ -92,6 +92,8 @@ class ContainerView:
     user: tuple[int, int, tuple[int, ...]] | None = None
     """uid, gid, supplementary groups really used."""
     pid: int | None = None
+    volume_images: Mapping[str, str] = field(default_factory=dict)
+    """Path of a mounted image → its repo digest, else its id."""
     info: Mapping[str, object] = field(default_factory=dict)
 
 
@@ -171,6 +173,36 @@ class PodStatsView:
         """``eth0``, else the first."""
         found = self.interfaces or ()
         return next((each for each in found if each.name == "eth0"), found[0] if found else None)
+
+
+@dataclass(frozen=True, slots=True)
+class MetricDescriptor:
+    """What a metric is called, and the labels of its series, in order."""
+
+    name: str
+    help: str
+    label_keys: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class MetricView:
+    """One figure of one series."""
+
+    name: str
+    counter: bool
+    label_values: tuple[str, ...]
+    """In the order of the descriptor's keys."""
+    value: int
+    at_ns: int
+
+
+@dataclass(frozen=True, slots=True)
+class PodMetricsView:
+    """One pod's metrics."""
+
+    sandbox_id: SandboxId
+    metrics: tuple[MetricView, ...]
+    containers: Mapping[ContainerId, tuple[MetricView, ...]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -301,6 +333,8 @@ class Lifecycle(Protocol):
     async def list_container_stats(self, filter_: Filter, /) -> Sequence[StatsView]: ...
     async def pod_stats(self, sandbox_id: str, /) -> PodStatsView: ...
     async def list_pod_stats(self, filter_: Filter, /) -> Sequence[PodStatsView]: ...
+    def metric_descriptors(self) -> Sequence[MetricDescriptor]: ...
+    async def list_metrics(self) -> Sequence[PodMetricsView]: ...
     def open_events(self) -> EventReader: ...
     async def update_runtime_config(self, pod_cidrs: Sequence[str], /) -> None: ...
     async def status(self, /, *, verbose: bool = False) -> StatusView: ...
@@ -309,4 +343,4 @@ class Lifecycle(Protocol):
     async def pull_image(self, reference: str, auth: Auth | None, /) -> Image: ...
     def pull_progress(self, reference: str, /) -> Sequence[PullProgress]: ...
     async def remove_image(self, reference: str, /) -> None: ...
-    async def image_filesystem(self, /) -> FilesystemUsage: ...
+    async def image_filesystems(self, /) -> tuple[FilesystemUsage, FilesystemUsage]: ...

@@ -105,6 +105,15 @@ class Reloadable(Protocol):
 
 
 @runtime_checkable
+class Looks(Protocol):
+    """An image store that can tell what lies in an image without giving it out."""
+
+    async def has(self, image_id: ImageId, path: str, /) -> bool:
+        """Tell whether the image has a file or directory there, links resolved beneath its root."""
+        ...
+
+
+@runtime_checkable
 class Changes(Protocol):
     """An image store that can write down and take back what a container has changed in its root.
 

@@ -45,6 +45,7 @@ class Feature(StrEnum):
     HOST_PATH_MOUNTS = "host-path-mounts"
     BIDIRECTIONAL_MOUNTS = "bidirectional-mounts"
     RECURSIVE_READ_ONLY = "recursive-read-only"
+    IMAGE_VOLUMES = "image-volumes"
     USER_NAMESPACES = "user-namespaces"
     SECCOMP = "seccomp"
     APPARMOR = "apparmor"
@@ -108,6 +109,16 @@ class SandboxSpec:
 
 
 @dataclass(frozen=True, slots=True)
+class ImageVolume:
+    """An image that a container has as a read-only volume."""
+
+    rootfs: Rootfs
+    """Of the volume alone: what is written there is seen by nobody else."""
+    sub_path: str = ""
+    """What of it is mounted, resolved beneath its root; ``""`` = all."""
+
+
+@dataclass(frozen=True, slots=True)
 class ContainerSpec:
     """All that a backend is told of a container; ``config`` has passed every adjust hook."""
 
@@ -120,6 +131,8 @@ class ContainerSpec:
     directory: Path
     """The container's own directory below ``state`` (the bundle: ``config.json``)."""
     cgroup: str
+    image_volumes: Mapping[str, ImageVolume] = field(default_factory=dict)
+    """Destination of a mount whose source is ``image:…`` → what is mounted there."""
 
 
 class BackendState(Enum):
@@ -375,6 +388,70 @@ class StatsSource(Protocol):
         self, container_ids: Sequence[ContainerId], /
     ) -> Mapping[ContainerId, ContainerUsage]:
         """Return counters of those that are alive; the others are left out."""
+        ...
+
+
+class MetricGroup(StrEnum):
+    """Groups of the metrics of pods; ``metrics.pod_groups`` of the configuration chooses."""
+
+    CPU = "cpu"
+    MEMORY = "memory"
+    NETWORK = "network"
+    DISK = "disk"
+    DISK_IO = "disk-io"
+    PROCESS = "process"
+    OOM = "oom"
+    PRESSURE = "pressure"
+    SPEC = "spec"
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceIo:
+    """What a container has read from and written to one block device."""
+
+    name: str
+    """``/dev/NAME`` where it has one."""
+    number: str
+    """``major:minor``."""
+    reads: int = 0
+    read_bytes: int = 0
+    writes: int = 0
+    write_bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class ContainerDetail:
+    """Counters of one container that only metrics have; None = not known, or not asked for."""
+
+    timestamp_ns: int
+    cpu_user_ns: int | None = None
+    cpu_system_ns: int | None = None
+    cpu_periods: int | None = None
+    cpu_throttled_periods: int | None = None
+    cpu_throttled_ns: int | None = None
+    memory_cache_bytes: int | None = None
+    memory_mapped_file_bytes: int | None = None
+    memory_kernel_bytes: int | None = None
+    memory_max_usage_bytes: int | None = None
+    memory_limit_hits: int | None = None
+    oom_kills: int | None = None
+    processes: int | None = None
+    """Processes; `ContainerUsage.processes` counts their threads where the kernel's counter does."""
+    threads_max: int | None = None
+    file_descriptors: int | None = None
+    sockets: int | None = None
+    soft_files: int | None = None
+    io: tuple[DeviceIo, ...] = ()
+
+
+@runtime_checkable
+class MetricsSource(Protocol):
+    """Optional: counters beyond `StatsSource`, for those who ask for metrics."""
+
+    async def details(
+        self, container_ids: Sequence[ContainerId], groups: frozenset[MetricGroup], /
+    ) -> Mapping[ContainerId, ContainerDetail]:
+        """Return what these groups need of containers that are alive; the others are left out."""
         ...
 
 

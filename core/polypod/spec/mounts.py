@@ -12,6 +12,7 @@ from polypod.plugin.requests import Mount, MountPropagation
 from polypod.spec.namespaces import oci_mappings
 from polypod.spec.paths import container_path, depth, host_path
 
+_IMAGE: Final = "image:"
 _STRICT: Final = ("nosuid", "noexec", "nodev")
 _MOUNT_OPTIONS: Final = frozenset(_STRICT)
 _PROPAGATION: Final = {
@@ -41,12 +42,22 @@ class MountInputs:
 
     files: SandboxFiles = SandboxFiles()
     image_volumes: Mapping[str, str] = field(default_factory=dict)
-    """Container path → directory of a mount whose source is an image, made by the caller."""
+    """Container path → source of a mount whose source is an image: see `image_source`."""
     privileged: bool = False
     readonly_rootfs: bool = False
     user_namespace: bool = False
     host_network: bool = False
     devpts_gid: int | None = _TTY_GID
+
+
+def image_source(destination: str) -> str:
+    """Return what stands for the path of an image: nobody but the backend mounts it."""
+    return f"{_IMAGE}{destination}"
+
+
+def is_image(mount: OciMount) -> bool:
+    """Tell whether a mount's source is an image."""
+    return mount.source.startswith(_IMAGE)
 
 
 def container_mounts(requested: tuple[Mount, ...], inputs: MountInputs) -> tuple[OciMount, ...]:

@@ -331,6 +331,13 @@ class Inventory:
             except ValueError:
                 raise too_large(image.id, path, limit) from None
 
+    def has(self, image: StoredImage, path: str) -> bool:
+        """Tell whether an image has something at a path."""
+        with self._pins.lease() as lease:
+            layers = self.layers.ensure(lease, image)
+            view = MergedView(_topmost_first(layers)) if layers else None
+            return view is not None and view.resolve(os.fsencode(path)) is not None
+
     def root_of(self, image: StoredImage) -> tuple[tuple[Path, ...], tuple[int, int, int]]:
         """Return an image's layers, topmost first, and mode, owner and group of its root."""
         with self._pins.lease() as lease:

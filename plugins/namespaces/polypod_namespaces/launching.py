@@ -16,6 +16,7 @@ from polypod.backend.mounts import (
     SharedMemory,
     bind_mounts,
     open_binds,
+    open_image_volumes,
     open_rootfs,
 )
 from polypod.backend.users import (
@@ -84,7 +85,10 @@ class Launches:
             root=root,
             streams=descriptors.streams(spec.stdio),
             namespaces=namespaces,
-            mounts=open_binds(binds, descriptors, open_maps(mount_maps(config), users, own, maps)),
+            mounts={
+                **open_binds(binds, descriptors, open_maps(mount_maps(config), users, own, maps)),
+                **open_image_volumes(config, spec.image_volumes, descriptors, users),
+            },
             dev=dev,
             nodes=nodes,
             cgroup_view=self._view,
