@@ -83,6 +83,23 @@ class StreamingConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class MetricsConfig:
+    """``[metrics]``."""
+
+    listen: str = _key(
+        "", "host:port where Prometheus reads the server's own metrics over HTTP; empty is nowhere"
+    )
+    pod_groups: list[str] = _key(
+        ["cpu", "memory", "network", "disk", "disk-io", "process", "oom", "pressure", "spec"],
+        "groups of the pods' metrics that ListPodSandboxMetrics tells",
+    )
+    traces: bool = _key(
+        False,
+        "send a span for each call and stage through OpenTelemetry, set up by its own environment",
+    )
+
+
+@dataclass(frozen=True, slots=True)
 class HandlerConfig:
     """``[handlers.NAME]``: one runtime handler."""
 
@@ -101,6 +118,7 @@ class Config:
     server: ServerConfig = ServerConfig()
     plugins: PluginsConfig = PluginsConfig()
     streaming: StreamingConfig = StreamingConfig()
+    metrics: MetricsConfig = MetricsConfig()
     images: Mapping[str, Any] = field(default_factory=dict)
     network: Mapping[str, Any] = field(default_factory=lambda: {"type": "bridge"})
     handlers: Mapping[str, HandlerConfig] = field(
@@ -135,6 +153,7 @@ _SECTIONS: dict[str, type] = {
     "server": ServerConfig,
     "plugins": PluginsConfig,
     "streaming": StreamingConfig,
+    "metrics": MetricsConfig,
 }
 _FREE = ("images", "network")
 _FREE_HELP = {

@@ -9,7 +9,14 @@ from __future__ import annotations
 
 from polypod.api import encode
 from polypod.api.v1 import api_pb2 as pb
-from polypod.lifecycle.views import Interface, PodStatsView, StatsView
+from polypod.lifecycle.views import (
+    Interface,
+    MetricDescriptor,
+    MetricView,
+    PodMetricsView,
+    PodStatsView,
+    StatsView,
+)
 from polypod.plugin.runtime import ContainerUsage, Pressure, PressureLine
 
 
@@ -65,6 +72,33 @@ def pod(view: PodStatsView) -> pb.PodSandboxStats:
         linux.process.timestamp = usage.timestamp_ns
         _set(linux.process.process_count, usage.processes)
     return answer
+
+
+def descriptor(view: MetricDescriptor) -> pb.MetricDescriptor:
+    """Return what a metric is."""
+    return pb.MetricDescriptor(name=view.name, help=view.help, label_keys=view.label_keys)
+
+
+def pod_metrics(view: PodMetricsView) -> pb.PodSandboxMetrics:
+    """Return a pod's metrics."""
+    return pb.PodSandboxMetrics(
+        pod_sandbox_id=view.sandbox_id,
+        metrics=[_metric(each) for each in view.metrics],
+        container_metrics=[
+            pb.ContainerMetrics(container_id=name, metrics=[_metric(each) for each in metrics])
+            for name, metrics in view.containers.items()
+        ],
+    )
+
+
+def _metric(view: MetricView) -> pb.Metric:
+    return pb.Metric(
+        name=view.name,
+        timestamp=view.at_ns,
+        metric_type=pb.COUNTER if view.counter else pb.GAUGE,
+        label_values=view.label_values,
+        value=pb.UInt64Value(value=max(view.value, 0)),
+    )
 
 
 def _network(answer: pb.NetworkUsage, view: PodStatsView) -> None:

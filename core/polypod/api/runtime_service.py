@@ -364,6 +364,42 @@ class RuntimeService(rpc.RuntimeServiceServicer):
             yield piece
 
     @override
+    async def ListMetricDescriptors(
+        self,
+        request: pb.ListMetricDescriptorsRequest,
+        context: Context,
+    ) -> pb.ListMetricDescriptorsResponse:
+        views = self._heart.metric_descriptors()
+        return pb.ListMetricDescriptorsResponse(
+            descriptors=[encode_stats.descriptor(view) for view in views]
+        )
+
+    @override
+    async def ListPodSandboxMetrics(
+        self,
+        request: pb.ListPodSandboxMetricsRequest,
+        context: Context,
+    ) -> pb.ListPodSandboxMetricsResponse:
+        views = await self._heart.list_metrics()
+        return pb.ListPodSandboxMetricsResponse(
+            pod_metrics=[encode_stats.pod_metrics(view) for view in views]
+        )
+
+    @override
+    async def StreamPodSandboxMetrics(
+        self,
+        request: pb.StreamPodSandboxMetricsRequest,
+        context: Context,
+    ) -> AsyncIterator[pb.StreamPodSandboxMetricsResponse]:
+        views = await self._heart.list_metrics()
+        async for piece in pieces(
+            views,
+            encode_stats.pod_metrics,
+            lambda items: pb.StreamPodSandboxMetricsResponse(pod_sandbox_metrics=items),
+        ):
+            yield piece
+
+    @override
     async def StreamContainerStats(
         self,
         request: pb.StreamContainerStatsRequest,

@@ -10,8 +10,5 @@ from typing import Final
 
 UNIMPLEMENTED: Final = frozenset(
     {
-        "ListMetricDescriptors",
-        "ListPodSandboxMetrics",
-        "StreamPodSandboxMetrics",
     }
 )

@@ -27,13 +27,14 @@ from functools import partial
 from pathlib import Path
 from typing import Protocol, TypeVar
 
-from polypod.backend import usage
+from polypod.backend import detail, usage
 from polypod.backend.cgroups import Cgroups
 from polypod.plugin import (
     BackendError,
     BackendEvent,
     BackendState,
     BackendStatus,
+    ContainerDetail,
     ContainerExited,
     ContainerId,
     ContainerSpec,
@@ -41,6 +42,7 @@ from polypod.plugin import (
     ExitStatus,
     Launched,
     LiveProcess,
+    MetricGroup,
     NotFound,
     ProcessId,
     RuntimeContext,
@@ -315,6 +317,14 @@ class Containers:
 
     def _read_all(self, groups: Mapping[ContainerId, str]) -> dict[ContainerId, ContainerUsage]:
         return usage.read_all(self._cgroups, groups)
+
+    async def details(
+        self, container_ids: Sequence[ContainerId], groups: frozenset[MetricGroup]
+    ) -> Mapping[ContainerId, ContainerDetail]:
+        """Return what `MetricsSource.details` returns, from the cgroups."""
+        known = ((each, self._known.get(each)) for each in container_ids)
+        paths = {each: found.cgroup for each, found in known if found and found.exit is None}
+        return await self._run(detail.read_all, self._cgroups, paths, groups)
 
     async def close(self) -> None:
         """Stop watching; the containers go on. Idempotent."""

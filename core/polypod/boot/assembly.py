@@ -14,12 +14,14 @@ from polypod.config import Config
 from polypod.lifecycle.assemble import Assembler
 from polypod.lifecycle.core import Core
 from polypod.lifecycle.host_facts import HostFacts
-from polypod.lifecycle.parts import Parts
+from polypod.lifecycle.parts import Parts, Settings
 from polypod.plugin.errors import InvalidArgument
+from polypod.plugin.runtime import MetricGroup
 from polypod.processes.interfaces import PodInterfaces
 from polypod.registry import Registry
 from polypod.store.database import Database, boot_id
-from polypod.streaming.server import Settings, StreamingServer
+from polypod.streaming.server import Settings as StreamingSettings
+from polypod.streaming.server import StreamingServer
 from polypod.streaming.server import settings as streaming_settings
 
 FAILPOINTS = "POLYPOD_FAILPOINTS"
@@ -81,6 +83,7 @@ async def assemble(config: Config, places: Places) -> Assembled:
             cgroup_parent=config.server.cgroup_parent,
             state_files=_state_files(config),
             interfaces=PodInterfaces(),
+            settings=Settings(metric_groups=_metric_groups(config)),
             failpoints=os.environ.get(FAILPOINTS, ""),
             unusable_handlers=unusable,
         )
@@ -106,7 +109,7 @@ def check(config: Config) -> None:
         )
 
 
-def _streaming(config: Config) -> Settings:
+def _streaming(config: Config) -> StreamingSettings:
     """Return the streaming server's settings. Raises like `streaming_settings`."""
     wanted = config.streaming
     return streaming_settings(
@@ -116,6 +119,15 @@ def _streaming(config: Config) -> Settings:
         client_ca=wanted.client_ca,
         idle_s=wanted.idle_timeout_s,
     )
+
+
+def _metric_groups(config: Config) -> frozenset[MetricGroup]:
+    """Return the groups of pods' metrics. InvalidArgument: one is unknown."""
+    known = [str(each) for each in MetricGroup]
+    for name in config.metrics.pod_groups:
+        if name not in known:
+            raise InvalidArgument(f"metrics.pod_groups names {name!r}; known are {', '.join(known)}")
+    return frozenset(MetricGroup(name) for name in config.metrics.pod_groups)
 
 
 def _state_files(config: Config) -> Path | None:

@@ -21,6 +21,7 @@ from polypod.lifecycle.listing import (
     select_containers,
     select_sandboxes,
 )
+from polypod.lifecycle.metrics import Metrics
 from polypod.lifecycle.objects import Container, Sandbox
 from polypod.lifecycle.parts import Parts
 from polypod.lifecycle.pod_stats import PodStats
@@ -39,6 +40,8 @@ from polypod.lifecycle.views import (
     ContainerView,
     ExecResult,
     Filter,
+    MetricDescriptor,
+    PodMetricsView,
     PodStatsView,
     SandboxState,
     SandboxView,
@@ -72,6 +75,7 @@ class Core:
         self._images = Images(heart)
         self._stats = Stats(heart)
         self._pod_stats = PodStats(heart, self._stats)
+        self._metrics = Metrics(heart, self._pod_stats)
         self._updating = Updating(heart)
         self._events = Events(heart, containers, teardown, background)
         self.handling = Handling(heart, self._events, background)
@@ -310,6 +314,16 @@ class Core:
         self._require_ready()
         wanted = replace(filter_, state=SandboxState.READY)
         return await self._pod_stats.of_all(select_sandboxes(self._heart, wanted))
+
+    def metric_descriptors(self) -> Sequence[MetricDescriptor]:
+        """ListMetricDescriptors: see `Metrics.descriptors`."""
+        self._require_ready()
+        return self._metrics.descriptors()
+
+    async def list_metrics(self) -> Sequence[PodMetricsView]:
+        """ListPodSandboxMetrics: see `Metrics.list`."""
+        self._require_ready()
+        return await self._metrics.list()
 
     def open_events(self) -> Reader:
         """GetContainerEvents: everything that happens from now on."""

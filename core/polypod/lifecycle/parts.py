@@ -11,7 +11,7 @@ from polypod.lifecycle.ports import ConfigBuilder, HookCalls, Interfaces, Logs, 
 from polypod.lifecycle.views import HandlerView
 from polypod.plugin.images import ImageStore
 from polypod.plugin.network import Network
-from polypod.plugin.runtime import RuntimeBackend, RuntimeType
+from polypod.plugin.runtime import MetricGroup, RuntimeBackend, RuntimeType
 from polypod.plugin.services import Supervisor
 from polypod.store.database import Database
 
@@ -46,6 +46,8 @@ class Settings:
     """Before a broken event stream is opened again."""
     events_behind: int = 1000
     """Events that a reader of GetContainerEvents may be behind before its stream is ended (A14)."""
+    metric_groups: frozenset[MetricGroup] = frozenset(MetricGroup)
+    """Of ListPodSandboxMetrics."""
     stats_s: float = 10.0
     """Between background samples."""
     exec_output_bytes: int = 8 * 1024 * 1024

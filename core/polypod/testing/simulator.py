@@ -27,11 +27,13 @@ from polypod.plugin.runtime import (
     BackendEvent,
     BackendState,
     BackendStatus,
+    ContainerDetail,
     ContainerSpec,
     ContainerUsage,
     ExecSpec,
     Feature,
     Inventory,
+    MetricGroup,
     PodResources,
     RuntimeBackend,
     RuntimeContext,
@@ -228,6 +230,19 @@ class SimulatorBackend:
             each.id: _usage(each, now)
             for each in found
             if each is not None and each.state is BackendState.RUNNING
+        }
+
+    async def details(
+        self, container_ids: Sequence[ContainerId], groups: frozenset[MetricGroup], /
+    ) -> Mapping[ContainerId, ContainerDetail]:
+        """Return how many programs those that run have."""
+        await self._begin("details")
+        found = (self.world.containers.get(each) for each in container_ids)
+        now = self.world.clock.now_ns()
+        return {
+            each.id: ContainerDetail(now, processes=len(each.group.processes))
+            for each in found
+            if each is not None and each.group is not None and MetricGroup.PROCESS in groups
         }
 
     async def sandbox_stats(

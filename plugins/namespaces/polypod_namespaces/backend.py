@@ -25,11 +25,13 @@ from polypod.plugin.requests import Resources
 from polypod.plugin.runtime import (
     BackendEvent,
     BackendStatus,
+    ContainerDetail,
     ContainerSpec,
     ContainerUsage,
     ExecSpec,
     Feature,
     Inventory,
+    MetricGroup,
     PodResources,
     RuntimeContext,
     SandboxSpec,
@@ -222,6 +224,12 @@ class NamespacesBackend:
     ) -> Mapping[SandboxId, ContainerUsage]:
         """See `SandboxStatsSource.sandbox_stats`."""
         return await self._sandboxes.stats(sandbox_ids)
+
+    async def details(
+        self, container_ids: Sequence[ContainerId], groups: frozenset[MetricGroup], /
+    ) -> Mapping[ContainerId, ContainerDetail]:
+        """See `MetricsSource.details`."""
+        return await self._containers.details(container_ids, groups)
 
     # What an earlier daemon left
 

@@ -25,6 +25,7 @@ from polypod.plugin import (
     BackendEvent,
     BackendState,
     BackendStatus,
+    ContainerDetail,
     ContainerId,
     ContainerSpec,
     ContainerUsage,
@@ -34,6 +35,7 @@ from polypod.plugin import (
     Inventory,
     Launched,
     LiveProcess,
+    MetricGroup,
     ProcessId,
     Resources,
     RuntimeContext,
@@ -212,6 +214,12 @@ class OciBackend:
     ) -> Mapping[SandboxId, ContainerUsage]:
         """See `SandboxStatsSource.sandbox_stats`."""
         return await self._sandboxes.stats(sandbox_ids)
+
+    async def details(
+        self, container_ids: Sequence[ContainerId], groups: frozenset[MetricGroup], /
+    ) -> Mapping[ContainerId, ContainerDetail]:
+        """See `MetricsSource.details`."""
+        return await self._containers.details(container_ids, groups)
 
     # What an earlier daemon left
 
