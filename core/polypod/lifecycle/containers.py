@@ -112,11 +112,16 @@ class Containers:
         self._background.spawn(f"tidy {record.id}", self._tidy(container))
 
     async def _tidy(self, container: Container) -> None:
-        """Give back early what a dead container holds; RemoveContainer does it again, and checks."""
-        container_id = container.record.id
+        """Give back early what a dead container holds; RemoveContainer does what this could not."""
         async with container.lock:
-            await self._heart.handler_of(container.sandbox).backend.delete(container_id)
-            await self._heart.parts.logs.close(container_id)
+            await self._forget(container)
+
+    async def _forget(self, container: Container) -> None:
+        if container.tidied:
+            return
+        await self._heart.handler_of(container.sandbox).backend.delete(container.record.id)
+        await self._heart.parts.logs.close(container.record.id)
+        container.tidied = container.record.state is ContainerState.EXITED
 
     # Stopping
 
@@ -193,8 +198,7 @@ class Containers:
         what, hit = f"container {record.id}", heart.failpoints.hit
         handler = heart.handler_of(container.sandbox)
         with step(container.explain, what, "delete in the backend"):
-            await handler.backend.delete(record.id)
-            await heart.parts.logs.close(record.id)
+            await self._forget(container)
             await hit("container.remove.backend")
         with step(container.explain, what, "release the root file system"):
             await handler.image_store.release(record.id)

@@ -86,6 +86,7 @@ class Container:
         "removing",
         "rootfs",
         "sandbox",
+        "tidied",
         "view",
         "volumes",
     )
@@ -108,6 +109,8 @@ class Container:
         """When (monotonic) the running stop sends SIGKILL; only ever shrinks."""
         self.removing = False
         self.delivered = False
+        self.tidied = False
+        """It has ended, and backend and logger have forgotten it."""
         self.oci: OciConfig | None = None
         self.rootfs: Rootfs | None = None
         self.volumes: Mapping[str, ImageVolume] = {}

@@ -59,6 +59,8 @@ class LogService:
         # A pool of its own: a log disk that hangs takes these threads and no others.
         self._threads = ThreadPoolExecutor(_PATH_THREADS, thread_name_prefix="polypod-log-paths")
         self._tasks: set[asyncio.Task[None]] = set()
+        self._plain: set[ContainerId] = set()
+        """Opened by us without a terminal: the keeper holds no pty of theirs."""
 
     async def open(
         self,
@@ -79,6 +81,7 @@ class LogService:
             _make_streams(ends, theirs, tty=tty, stdin=stdin)
             meta = {"tty": tty, "stdin": stdin, "stdin_once": stdin_once, "fds": list(ends)}
             fds = list(ends.values())
+            # The keeper passes them on to the logger.
             await self._keeper.request("put", fds, key=f"log/{container_id}", meta=meta)
         except BaseException as error:
             close_all(list(theirs.values()))
@@ -88,7 +91,8 @@ class LogService:
             raise
         finally:
             close_all(list(ends.values()))
-        self._tell("sync", container_id)
+        if not tty:
+            self._plain.add(container_id)
         return Stdio(**theirs)
 
     async def reopen(self, container_id: ContainerId, log_path: Path, /, *, base: Path) -> None:
@@ -110,8 +114,10 @@ class LogService:
     async def close(self, container_id: ContainerId, /) -> None:
         """See `polypod.lifecycle.ports.Logs.close`."""
         self._tell("close", container_id)
-        for key in (f"log/{container_id}", f"log/{container_id}/pty"):
-            await self._keeper.request("drop", key=key)
+        await self._keeper.request("drop", key=f"log/{container_id}")
+        if container_id not in self._plain:
+            await self._keeper.request("drop", key=f"log/{container_id}/pty")
+        self._plain.discard(container_id)
 
     def capture(self, *, limit_bytes: int) -> Capture:
         """See `polypod.lifecycle.ports.Logs.capture`."""

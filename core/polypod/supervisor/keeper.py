@@ -201,7 +201,8 @@ class Keeper:
         entry = self.entries[key] = Entry(meta, fds[:])
         fds.clear()
         if process_id:
-            self.ledger.note(process_id, meta)
+            if old is None or old.meta != meta:
+                self.ledger.note(process_id, meta)
             if "exit" not in meta:
                 self._watch(process_id, meta, entry.fds[0])
         self._tell_followers(peer, {"event": "held", "key": key, "meta": meta}, entry.fds)
@@ -251,8 +252,8 @@ class Keeper:
     def drop(self, peer: Peer, message: Message, _fds: list[int]) -> Answer:
         """Let go of a key; unknown ones are fine."""
         key = text(message, "key")
-        self._release(key)
-        self._tell_followers(peer, {"event": "dropped", "key": key}, [])
+        if self._release(key):
+            self._tell_followers(peer, {"event": "dropped", "key": key}, [])
         return {}, []
 
     def get(self, _peer: Peer, message: Message, _fds: list[int]) -> Answer:
@@ -299,10 +300,11 @@ class Keeper:
     def forget(self, peer: Peer, message: Message, _fds: list[int]) -> Answer:
         """Drop a process with its exit status; after the answer nothing is told of it any more."""
         process_id = identifier(message, "process")
-        self._release(_PROCESS + process_id)
+        held = self._release(_PROCESS + process_id)
         self.exits.pop(process_id, None)
         self.ledger.forget(process_id)
-        self._tell_followers(peer, {"event": "dropped", "key": _PROCESS + process_id}, [])
+        if held:
+            self._tell_followers(peer, {"event": "dropped", "key": _PROCESS + process_id}, [])
         return {}, []
 
     def pids(self, _peer: Peer, _message: Message, _fds: list[int]) -> Answer:
@@ -327,16 +329,17 @@ class Keeper:
                 continue
         return {}, []
 
-    def _release(self, key: str) -> None:
+    def _release(self, key: str) -> bool:
         entry = self.entries.pop(key, None)
         if entry is None:
-            return
+            return False
         for fd in entry.fds:
             self.loop.drop(fd)
         channel.close_all(entry.fds)
         if key.startswith(_PROCESS):
             self.ids_by_pid.pop(int(entry.meta["pid"]), None)
             self.unread.forget(key[len(_PROCESS) :])
+        return True
 
 
 _OPERATIONS = {

@@ -314,7 +314,8 @@ class Logger:
             container.drain()
             container.close()
         self._drop(_PREFIX + container_id)
-        self._drop(_PREFIX + container_id + _PTY)
+        if container is None or container.meta.get("tty"):
+            self._drop(_PREFIX + container_id + _PTY)
         return {}, []
 
     def attach(self, peer: Peer, message: dict[str, object], _fds: list[int]) -> Answer | None:

@@ -246,8 +246,10 @@ class Supervisor:
     def _begin(self, launch: Launch) -> None:
         process_id = launch.process.process_id
         try:
-            # The keeper has the pidfd before the process may execute: see its _reap.
-            self.store.put(f"process/{process_id}", launch.process.meta(), [launch.process.pidfd])
+            # The keeper has the pidfd before the process may execute: see its _reap. With all that is
+            # held another supervisor can release it.
+            held = launch.held() if launch.hold else _pidfds(launch.process)
+            self.store.put(f"process/{process_id}", launch.process.meta(), held)
         except OSError as error:
             launch.close()
             os.close(launch.process.pidfd)
@@ -298,9 +300,6 @@ class Supervisor:
         if not os.read(launch.status, 1):
             self._settled(launch)
             return
-        # From here on another supervisor can release it.
-        key = f"process/{launch.process.process_id}"
-        self._hold(key, launch.process.meta(), launch.held())
         self._answer_launch(launch)
 
     def _settled(self, launch: Launch) -> None:
