@@ -74,6 +74,8 @@ class ImageService(rpc.ImageServiceServicer):
     async def ImageFsInfo(
         self, request: pb.ImageFsInfoRequest, context: Context
     ) -> pb.ImageFsInfoResponse:
-        usage = encode.filesystem(await self._heart.image_filesystem())
-        # One file system holds layers and writable layers: the kubelet reads the first of each list.
-        return pb.ImageFsInfoResponse(image_filesystems=[usage], container_filesystems=[usage])
+        images, written = await self._heart.image_filesystems()
+        return pb.ImageFsInfoResponse(
+            image_filesystems=[encode.filesystem(images)],
+            container_filesystems=[encode.filesystem(written)],
+        )

@@ -373,10 +373,10 @@ class Core:
         self._require_ready()
         await self._images.remove(reference)
 
-    async def image_filesystem(self, /) -> FilesystemUsage:
-        """ImageFsInfo: works before any image exists."""
+    async def image_filesystems(self, /) -> tuple[FilesystemUsage, FilesystemUsage]:
+        """ImageFsInfo, of images and of what containers write: works before any image exists."""
         self._require_ready()
-        return await self._images.filesystem()
+        return await self._images.filesystems()
 
     def _require_ready(self) -> None:
         if not self._ready:

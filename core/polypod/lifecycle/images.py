@@ -81,9 +81,23 @@ class Images:
             if found is not None:
                 await store.remove(found.id)
 
-    async def filesystem(self) -> FilesystemUsage:
-        """Return what the default store takes: the kubelet reads the first entry alone."""
-        return await self._heart.parts.image_store.filesystem_usage()
+    async def filesystems(self) -> tuple[FilesystemUsage, FilesystemUsage]:
+        """Return what the default store's images take, and what containers have written over them.
+
+        The kubelet reads the first entry of each list alone. Both lie on one file system; what is written
+        is the sum of the last samples, as old as the oldest of them.
+        """
+        store = self._heart.parts.image_store
+        images = await store.filesystem_usage()
+        samples = [await store.writable_usage(each) for each in await store.prepared()]
+        known = [each for each in samples if each is not None]
+        written = FilesystemUsage(
+            timestamp_ns=min((each.timestamp_ns for each in known), default=images.timestamp_ns),
+            mountpoint=images.mountpoint,
+            used_bytes=sum(each.used_bytes for each in known),
+            inodes_used=sum(each.inodes_used for each in known),
+        )
+        return images, written
 
     def _stores(self) -> Sequence[ImageStore]:
         parts = self._heart.parts

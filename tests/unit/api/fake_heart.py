@@ -159,6 +159,6 @@ class FakeHeart:
     async def remove_image(self, reference):
         self._note("remove_image", reference)
 
-    async def image_filesystem(self):
-        self._note("image_filesystem")
-        return USAGE
+    async def image_filesystems(self):
+        self._note("image_filesystems")
+        return USAGE, USAGE

@@ -521,7 +521,7 @@ async def test_images_pull_once_and_are_removed_with_all_names(bench):
     assert len(await bench.core.list_images("")) == 1
     await bench.core.remove_image("localhost/demo:latest")
     assert await bench.core.image_status(images[0].id) is None
-    assert (await bench.core.image_filesystem()).timestamp_ns > 0
+    assert (await bench.core.image_filesystems())[0].timestamp_ns > 0
 
 
 async def test_status_tells_conditions_and_a_broken_network(bench):
