@@ -53,9 +53,12 @@ bench-peers: setup  ## the same client on polypod and on Debian's containerd in 
 conformance: setup  ## the CRI suite on each handler, with a report of what each declares (HANDLERS="runc vm", ARGS=--help)
 	PYTHONPATH=tests $(BIN)/python -m conformance --handlers "$(HANDLERS)" $(ARGS)
 
-proto: setup  ## generate core/polypod/api/v1 from proto/
+proto: setup  ## generate the code of messages from proto/
 	$(BIN)/python -m grpc_tools.protoc -Ipolypod/api/v1=proto/runtime/v1 --python_out=core \
 		--pyi_out=core --grpc_python_out=core polypod/api/v1/api.proto
+	$(BIN)/python -m grpc_tools.protoc -Ipolypod_nri/wire=proto/nri/v1alpha1 --python_out=plugins/nri \
+		--pyi_out=plugins/nri polypod_nri/wire/api.proto polypod_nri/wire/envelope.proto
+	sed -i '/^ *None: /d' plugins/nri/polypod_nri/wire/api_pb2.pyi  # a value of NRI's that no Python can spell
 
 docs: setup  ## write the generated pages (state diagram, table of backends)
 	$(BIN)/python -m polypod.lifecycle.diagram > docs/lifecycle-states.md

@@ -50,3 +50,22 @@ def test_the_protobuf_code_is_current(tmp_path):
     assert len(fresh) == 3
     for path in fresh:
         assert path.read_text() == (OUT / path.name).read_text(), f"{path.name}: run `make proto`"
+
+
+def test_the_messages_of_nri_are_current(tmp_path):
+    pytest.importorskip("grpc_tools", reason="grpcio-tools is a tool of developers")
+    words = [
+        *(sys.executable, "-m", "grpc_tools.protoc"),
+        "-Ipolypod_nri/wire=proto/nri/v1alpha1",
+        *(f"--{kind}_out={tmp_path}" for kind in ("python", "pyi")),
+        *("polypod_nri/wire/api.proto", "polypod_nri/wire/envelope.proto"),
+    ]
+    subprocess.run(words, cwd=tree.ROOT, check=True)
+    fresh = sorted((tmp_path / "polypod_nri/wire").iterdir())
+    assert len(fresh) == 4
+    for path in fresh:
+        committed = tree.ROOT / "plugins" / "nri" / "polypod_nri" / "wire" / path.name
+        lines = path.read_text().splitlines()
+        if path.suffix == ".pyi":  # a value of NRI's is called None, which no Python can spell
+            lines = [line for line in lines if not line.lstrip().startswith("None: ")]
+        assert lines == committed.read_text().splitlines(), f"{path.name}: run `make proto`"

@@ -14,12 +14,13 @@ OURS = {
     "polypod_vm_child",
     "polypod_oci",
     "polypod_fly",
+    "polypod_nri",
 }
 EVERYWHERE = {"typing_extensions"}
 BEHIND = {
     "pluggy": ("core/polypod/plugin/hooks.py", "core/polypod/registry/"),
     "grpc": ("core/polypod/api/", "core/polypod/client/"),
-    "google": ("core/polypod/api/", "core/polypod/client/"),
+    "google": ("core/polypod/api/", "core/polypod/client/", "plugins/nri/polypod_nri/wire/"),
     "rich": ("core/polypod/cli/",),
     "h11": ("core/polypod/streaming/handshake.py", "core/polypod/streaming/dialing.py"),
     "wsproto": ("core/polypod/streaming/websocket.py",),
