@@ -156,6 +156,16 @@ async def test_environment(pods: Pods):
     assert found["HOSTNAME"] == "pod"
 
 
+async def test_a_program_starts_with_the_kernels_signals(pods: Pods, cri: CriClient, handler):
+    handler.needs_kernel()
+    pod = await pods.run()
+    command = ["grep", "-E", "^Sig(Blk|Ign|Cgt)", "/proc/self/status"]
+    box = await pod.start()
+    executed = (await cri.exec_sync(box, command, 60)).stdout.decode()
+    for said in ((await pod.run(command, name="first")).out, executed):
+        assert [line.split()[1] for line in said.splitlines()] == ["0" * 16] * 3
+
+
 async def test_environment_values_are_bytes_or_refused(pods: Pods):
     """An OCI runtime reads JSON, which cannot hold all of them; what must not be is another value."""
     pod = await pods.run()

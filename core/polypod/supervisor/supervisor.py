@@ -17,7 +17,7 @@ import time
 from polypod.plan import channel
 from polypod.supervisor import child, owned, start, tcp
 from polypod.supervisor.adoption import has_ended
-from polypod.supervisor.kernel import namespace, process
+from polypod.supervisor.kernel import namespace, process, signals
 from polypod.supervisor.launch import Launch, Launcher, Process
 from polypod.supervisor.plans import read_plan
 from polypod.supervisor.presence import Presence
@@ -58,6 +58,8 @@ class Supervisor:
         # No path of the host exists in here: the state directory is reached by its descriptor.
         self.state_path = f"/proc/self/fd/{state_fd}"
         self.loop = Loop(self.handle)
+        # Before anything is cloned: what we execute inherits it.
+        signals.default_reserved()
         self.launcher = Launcher(host_mounts)
         self.home = Home(self.launcher.proc)
         self.processes: dict[str, Process] = {}
