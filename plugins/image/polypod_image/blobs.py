@@ -110,6 +110,13 @@ class Blobs:
                     found[Digest(f"{directory.name}:{each.name}")] = status.st_size
         return found
 
+    def age(self, digest: Digest) -> int:
+        """Return when a blob came, in nanoseconds; 0 if it is not here."""
+        try:
+            return self._places.blob(digest).stat().st_mtime_ns
+        except FileNotFoundError:
+            return 0
+
     def _check_size(self, place: Path, digest: Digest, size: int) -> None:
         found = place.stat().st_size
         if found != size:

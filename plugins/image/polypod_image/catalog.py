@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Final
 from urllib.parse import quote
 
-from polypod.plugin.errors import FailedPrecondition
+from polypod.plugin.errors import BackendError, FailedPrecondition, PolypodError
 from polypod.plugin.ids import Digest, ImageId
 from polypod.plugin.images import Image
 from polypod_image.digests import chain_ids
@@ -38,6 +38,12 @@ TAG: Final = "tag"
 DIGEST: Final = "digest"
 SOURCE: Final = "source"
 """Kinds of names: ``repository:tag``, ``repository@digest``, and what a pull named (``oci:PATH``)."""
+KINDS: Final = frozenset({TAG, DIGEST, SOURCE})
+_DAMAGE: Final = frozenset({sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB})
+
+
+class CatalogDamaged(BackendError):
+    """The database is there, and its content is not what was written."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,21 +96,10 @@ class Catalog:
 
         Raises:
             FailedPrecondition: it was written by another version of this software.
+            CatalogDamaged: it cannot be read.
         """
         where = f"file:{quote(str(path))}" + ("?mode=ro" if readonly else "")
         self._db = sqlite3.connect(where, isolation_level=None, check_same_thread=False, uri=True)
-        if not readonly:
-            self._db.execute("PRAGMA journal_mode=WAL")
-            self._db.execute("PRAGMA synchronous=FULL")
-        version = self._db.execute("PRAGMA user_version").fetchone()[0]
-        if version not in (0, VERSION):
-            self._db.close()
-            raise FailedPrecondition(
-                f"{path}: written by another version of polypod (format {version}, this one has "
-                f"{VERSION}): move the directory away, and the images are pulled again"
-            )
-        if not readonly:
-            self._db.executescript(_SCHEMA + f"PRAGMA user_version={VERSION};")
         self._writing = threading.Lock()
         self._pinned = pinned
         self.images: Mapping[ImageId, StoredImage] = {}
@@ -113,7 +108,31 @@ class Catalog:
         self.layers: Mapping[Digest, LayerRow] = {}
         self.shown: Mapping[ImageId, Image] = {}
         """What is not retired, as the contract has it, newest first."""
-        self._read()
+        try:
+            self._prepare(path, readonly=readonly)
+            self._read()
+        except BaseException as error:
+            self._db.close()
+            code = getattr(error, "sqlite_errorcode", None)
+            if code is not None and code & 0xFF in _DAMAGE:
+                raise CatalogDamaged(f"{path} is damaged: {error}") from error
+            raise
+
+    def _prepare(self, path: Path, *, readonly: bool) -> None:
+        if not readonly:
+            self._db.execute("PRAGMA journal_mode=WAL")
+            self._db.execute("PRAGMA synchronous=FULL")
+        version = self._db.execute("PRAGMA user_version").fetchone()[0]
+        if version not in (0, VERSION):
+            raise FailedPrecondition(
+                f"{path}: written by another version of polypod (format {version}, this one has "
+                f"{VERSION}): move the directory away, and the images are pulled again"
+            )
+        if not readonly:
+            self._db.executescript(_SCHEMA + f"PRAGMA user_version={VERSION};")
+            found = self._db.execute("PRAGMA quick_check(1)").fetchone()[0]
+            if found != "ok":
+                raise CatalogDamaged(f"{path} is damaged: {found}")
 
     def close(self) -> None:
         """Close the database."""
@@ -129,16 +148,19 @@ class Catalog:
         images: dict[ImageId, StoredImage] = {}
         query = "SELECT id, seq, manifest, size, blobs, config, retired FROM images"
         for id_, seq, manifest, size, blobs, config, retired in self._db.execute(query):
-            images[ImageId(id_)] = StoredImage(
-                ImageId(id_),
-                seq,
-                Digest(manifest),
-                size,
-                tuple((Digest(digest), media) for digest, media in json.loads(blobs)),
-                parse_config(config, f"config of image {id_}"),
-                config,
-                bool(retired),
-            )
+            try:
+                images[ImageId(id_)] = StoredImage(
+                    ImageId(id_),
+                    seq,
+                    Digest(manifest),
+                    size,
+                    tuple((Digest(digest), media) for digest, media in json.loads(blobs)),
+                    parse_config(config, f"config of image {id_}"),
+                    config,
+                    bool(retired),
+                )
+            except (PolypodError, TypeError, ValueError) as error:
+                raise CatalogDamaged(f"the catalog is damaged: image {id_}: {error}") from error
         rows = self._db.execute("SELECT name, kind, image FROM names ORDER BY seq")
         names = {name: (kind, ImageId(image)) for name, kind, image in rows}
         rows = self._db.execute("SELECT chain, bytes, inodes, boot FROM layers")

@@ -13,7 +13,7 @@ import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -69,19 +69,15 @@ def look(root: Path) -> Iterator[Look]:
     places = Places(root)
     if not places.catalog.exists():
         raise NotFound(f"{root}: there is no image store; --root is the server's (server.root)")
-    held = -1
-    try:
-        held = lock(places.lock)
-    except FailedPrecondition:
-        catalog = Catalog(places.catalog, readonly=True)
-    else:
-        catalog = Catalog(places.catalog)
-    try:
-        yield Look(places, catalog, Blobs(places, 0), held < 0)
-    finally:
-        catalog.close()
-        if held >= 0:
-            os.close(held)
+    with ExitStack() as stack:
+        try:
+            stack.callback(os.close, lock(places.lock))
+            live = False
+        except FailedPrecondition:
+            live = True
+        catalog = Catalog(places.catalog, readonly=live)
+        stack.callback(catalog.close)
+        yield Look(places, catalog, Blobs(places, 0), live)
 
 
 def names_of(catalog: Catalog, image: StoredImage) -> tuple[str, ...]:

@@ -28,7 +28,7 @@ from polypod.plugin.images import FilesystemUsage, Image, Progress
 from polypod_image import changes
 from polypod_image.blobs import Blobs
 from polypod_image.block import ensure_block
-from polypod_image.catalog import DIGEST, SOURCE, TAG, Catalog, StoredImage
+from polypod_image.catalog import DIGEST, SOURCE, TAG, StoredImage
 from polypod_image.containers import check_filesystem
 from polypod_image.documents import Descriptor
 from polypod_image.finding import find
@@ -42,6 +42,7 @@ from polypod_image.options import StoreOptions
 from polypod_image.pins import Lease, Pins
 from polypod_image.places import Places, sync_directory
 from polypod_image.platforms import host_platform
+from polypod_image.rebuilding import Holdings, open_catalog
 from polypod_image.references import Reference, candidates, with_digest
 from polypod_image.sources import LocalSource, Transport, open_archive
 from polypod_image.streams import Source
@@ -83,17 +84,19 @@ class Inventory:
         self._pins = Pins()
         self._committing = Lock()
         """An image enters the catalog, or a collection looks at all of it: never both."""
+        self._blobs = Blobs(places, self._limits.free_bytes)
+        self._unpackers = Unpackers(places.work, self._limits, options.unpackers)
         self._lock = lock(places.lock)
         try:
             check_filesystem(places.root)
             for each in places.work.iterdir():
                 trash.throw(each)
-            self.catalog = Catalog(places.catalog, pinned=pinning_names(options.pinned))
+            held = Holdings(places, self._blobs, self._unpackers, self.stopping.is_set)
+            self.catalog = open_catalog(held, pinning_names(options.pinned))
         except BaseException:
+            self._unpackers.close()
             os.close(self._lock)
             raise
-        self._blobs = Blobs(places, self._limits.free_bytes)
-        self._unpackers = Unpackers(places.work, self._limits, options.unpackers)
         self.layers = Layers(places, self.catalog, trash, self._unpackers, self.stopping.is_set)
 
     def clean(self) -> None:
@@ -285,6 +288,9 @@ class Inventory:
         images = self.catalog.images.values()
         blobs = {digest for image in images if not image.retired for digest, _ in image.blobs}
         chains = {chain_id for image in images for chain_id in image.chain}
+        if not used_by <= {image.id for image in images}:
+            # Somebody uses an image that a damaged catalog took along: any layer may be one of it.
+            chains.update(self.catalog.layers)
         for digest in self._blobs.sizes():
             if digest not in blobs:
                 self._pins.collect(self._places.blob(digest), self._trash.throw)
