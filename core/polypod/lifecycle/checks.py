@@ -27,6 +27,11 @@ def _localhost(profile: SecurityProfile | None) -> bool:
     return profile is not None and profile.profile_type is ProfileType.LOCALHOST
 
 
+def _confined(profile: SecurityProfile | None) -> bool:
+    """A default profile that nobody applies is no profile, whatever the host could do."""
+    return profile is not None and profile.profile_type is not ProfileType.UNCONFINED
+
+
 SANDBOX_RULES: Final[tuple[_SandboxRule, ...]] = (
     (
         Feature.HOST_NETWORK,
@@ -84,7 +89,7 @@ CONTAINER_RULES: Final[tuple[_ContainerRule, ...]] = (
         lambda c: any(mount.image is not None and mount.image.image for mount in c.mounts),
     ),
     (Feature.SECCOMP, "a seccomp profile of its own", lambda c: _localhost(c.security.seccomp)),
-    (Feature.APPARMOR, "an AppArmor profile", lambda c: _localhost(c.security.apparmor)),
+    (Feature.APPARMOR, "an AppArmor profile", lambda c: _confined(c.security.apparmor)),
     (Feature.SELINUX, "SELinux options", lambda c: c.security.selinux is not None),
     (
         Feature.RESOURCES,
