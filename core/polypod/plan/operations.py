@@ -440,7 +440,7 @@ class Plan:
 
     ``clone_flags`` are the namespaces that it is born into; ``pid_namespace`` (a source: an nsfs
     descriptor or a pidfd, or ``""``) is the pid namespace it is born in, which no process can join
-    later; ``operations`` follow, the last one is `Execute`.
+    later (`is_born_last` tells when); ``operations`` follow, the last one is `Execute`.
     """
 
     __slots__ = ("clone_flags", "execute", "operations", "pid_namespace")
@@ -457,9 +457,20 @@ class Plan:
         self.pid_namespace = pid_namespace
 
     @property
+    def is_born_last(self) -> bool:
+        """Whether the process that executes is cloned into its pid namespace when all else is done.
+
+        Where others are in it, they must not see how it comes to be. What mounts a procfs has to be in
+        there before, because that shows the namespace of who mounts it.
+        """
+        return bool(self.pid_namespace) and not any(
+            isinstance(each, MountNew) and each.fstype == "proc" for each in self.operations
+        )
+
+    @property
     def is_born_late(self) -> bool:
         """Whether the process that executes is another one than the one that is cloned first."""
-        return any(
+        return self.is_born_last or any(
             isinstance(each, EnterUserNamespace) and "pid" in each.kinds for each in self.operations
         )
 

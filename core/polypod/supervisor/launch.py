@@ -9,15 +9,17 @@ import os
 import select
 import signal
 import socket
+import struct
 from functools import partial
 
 from polypod.plan import channel
 from polypod.plan.operations import Plan
 from polypod.supervisor import child
 from polypod.supervisor.kernel import files, namespace, process
+from polypod.supervisor.kernel.birth import PID
+from polypod.supervisor.steps.birth import be_born
 from polypod.supervisor.steps.context import Context
 from polypod.supervisor.steps.process import Program
-from polypod.supervisor.steps.users import PID
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -27,6 +29,10 @@ if TYPE_CHECKING:
     from polypod.supervisor.server import Peer
 
     Message = dict[str, Any]
+
+
+_CREDENTIALS = struct.Struct("=iII")
+_ANCILLARY_BYTES = socket.CMSG_SPACE(4 * 8) + socket.CMSG_SPACE(_CREDENTIALS.size)
 
 
 class Process:
@@ -149,8 +155,10 @@ class Launcher:
             made += os.pipe2(os.O_CLOEXEC)
             status_read, status_write, gate_read, gate_write = made
             context.keep = (status_write, gate_read)
+            context.is_born_last = plan.is_born_last
             if plan.is_born_late:
                 near, far = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+                near.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
                 birth, context.birth = near.detach(), far.detach()
                 made += (birth, context.birth)
             pid, pidfd = self._clone_into(plan, context)
@@ -160,6 +168,8 @@ class Launcher:
             raise
         if pid == 0:
             gate = partial(_pass_gate, gate_read, status_write, hold=hold)
+            if context.is_born_last:
+                gate = partial(be_born, plan, context, hold=hold)
             self._in_child(plan, context, report, gate, on_host=on_host)
         os.close(status_write)
         os.close(gate_read)
@@ -175,7 +185,7 @@ class Launcher:
         birth, first = launch.birth, launch.process
         launch.birth = -1
         with socket.socket(fileno=birth) as sock:
-            said, fds, _flags, _address = socket.recv_fds(sock, PID.size, 1)
+            said, fds = _receive_from(sock, first.pid)
         if not said:
             return False
         (pid,) = PID.unpack(said)
@@ -187,7 +197,7 @@ class Launcher:
     def _clone_into(self, plan: Plan, context: Context) -> tuple[int, int]:
         """Clone, into the pid namespace that the plan names: no process can move to another one."""
         flags = process.CLONE_PARENT | plan.clone_flags
-        if not plan.pid_namespace:
+        if not plan.pid_namespace or plan.is_born_last:
             return process.clone3(flags)
         namespace.setns(context.source(plan.pid_namespace), process.CLONE_NEWPID)
         pid = -1
@@ -222,6 +232,9 @@ class Launcher:
                 namespace.setns(mounts, process.CLONE_NEWNS)
                 os.close(mounts)
                 context.root = os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+            if context.is_born_last:
+                # For our child, not for us.
+                namespace.setns(context.source(plan.pid_namespace), process.CLONE_NEWPID)
             child.run(plan, context, report, gate)
         except OSError as error:
             report.fail_early(error.errno or 0, error.strerror or str(error))
@@ -237,6 +250,25 @@ class Launcher:
             return int(os.read(fd, 4096).rpartition(b")")[2].split()[19])
         finally:
             os.close(fd)
+
+
+def _receive_from(sock: socket.socket, pid: int) -> tuple[bytes, list[int]]:
+    """Return the message of a process, and its descriptors; nothing if it ended without one.
+
+    Who goes on has the socket, too, and somebody may have taken that one over.
+    """
+    while True:
+        said, ancillary, _flags, _address = sock.recvmsg(PID.size, _ANCILLARY_BYTES)
+        fds: list[int] = []
+        sender = 0
+        for level, kind, data in ancillary:
+            if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
+                fds = list(struct.unpack(f"={len(data) // 4}i", data))
+            elif level == socket.SOL_SOCKET and kind == socket.SCM_CREDENTIALS:
+                sender = _CREDENTIALS.unpack(data)[0]
+        if not said or (sender == pid and len(fds) == 1):
+            return said, fds
+        channel.close_all(fds)
 
 
 def _pass_gate(gate_read: int, status: int, *, hold: bool) -> None:

@@ -23,9 +23,14 @@ class Context:
     a procfs that no container can have touched (E3); ``null`` one of a ``/dev/null`` that is ours (E4).
     ``keep`` are the pipes to the supervisor: they stay open until execve. ``program`` is what will be
     executed, prepared. ``birth`` is a socket to the supervisor if another process goes on midway.
+    ``granted`` are the capabilities that the program shall have (effective, permitted, inheritable). With
+    ``is_born_last`` the process that goes on leads the session, and takes its terminal if it ``has_terminal``.
     """
 
-    __slots__ = ("birth", "fds", "keep", "null", "proc", "proc_devices", "program", "root")
+    __slots__ = (
+        *("birth", "fds", "granted", "has_terminal", "is_born_last", "keep", "null", "proc"),
+        *("proc_devices", "program", "root"),
+    )
 
     def __init__(
         self, fds: list[int], program: Program, *, proc: int, null: int, keep: tuple[int, ...] = ()
@@ -36,6 +41,9 @@ class Context:
         self.keep = keep
         self.program = program
         self.birth = -1
+        self.granted = (0, 0, 0)
+        self.has_terminal = False
+        self.is_born_last = False
         self.root = -1
         self.proc_devices: set[int] = set()
         """st_dev of procfs instances in the container: nothing else is attached there unasked (E3)."""
@@ -90,8 +98,8 @@ class Context:
         return self.make_directory(parent or "/"), name
 
     def close_others(self) -> None:
-        """Close everything but the standard streams and the pipes to the supervisor (E2)."""
-        files.close_all_but([0, 1, 2, *self.keep])
+        """Close everything but the standard streams and the ways to the supervisor (E2)."""
+        files.close_all_but([0, 1, 2, self.birth, *self.keep])
         self.root = self.proc = self.null = -1
         self.fds = []
 

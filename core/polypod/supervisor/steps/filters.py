@@ -9,6 +9,8 @@ from polypod.supervisor.kernel import seccomp
 from polypod.supervisor.steps.context import Context
 
 
-def load_seccomp(op: operations.LoadSeccomp, _context: Context) -> None:
-    """Nothing but execve follows."""
+def load_seccomp(op: operations.LoadSeccomp, context: Context) -> None:
+    """Nothing but execve follows. Who was born last has it already, see `birth`."""
+    if context.is_born_last:
+        return
     seccomp.load_filter(base64.b64decode(op.program), op.flags)

@@ -1,7 +1,8 @@
 """User, groups, capabilities, no_new_privs.
 
 The order matters: see `polypod.spec.compile`. CAP_SYS_ADMIN stays effective until execve so that
-seccomp can be loaded last of all; execve itself takes it away, because it is not in the bounding set.
+seccomp can be loaded last of all; execve itself takes it away, because it is not in the bounding set. Where
+others could see the process before that, `polypod.supervisor.steps.birth` does.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ def set_user(op: operations.SetUser, _context: Context) -> None:
     credentials.capset(permitted, permitted, inheritable)
 
 
-def set_capabilities(op: operations.SetCapabilities, _context: Context) -> None:
+def set_capabilities(op: operations.SetCapabilities, context: Context) -> None:
     """Shrink to what was granted; what we ourselves lack cannot be granted."""
     _effective, held, _inheritable = credentials.capget()
     for number in range(_LAST_CAPABILITY + 1):
@@ -40,6 +41,7 @@ def set_capabilities(op: operations.SetCapabilities, _context: Context) -> None:
     permitted = op.permitted & held
     inheritable = op.inheritable & held
     credentials.prctl(credentials.PR_CAP_AMBIENT, credentials.PR_CAP_AMBIENT_CLEAR_ALL)
+    context.granted = (op.effective & permitted, permitted, inheritable)
     credentials.capset((op.effective & permitted) | keep, permitted | keep, inheritable)
     for number in range(_LAST_CAPABILITY + 1):
         if op.ambient & permitted & inheritable & 1 << number:

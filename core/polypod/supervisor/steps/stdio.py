@@ -43,7 +43,9 @@ def open_terminal(op: operations.OpenTerminal, context: Context) -> None:
     os.close(master)
     for number in (0, 1, 2):
         os.dup2(peer, number)
-    tty.set_controlling(peer)
+    context.has_terminal = True
+    if not context.is_born_last:
+        tty.set_controlling(peer)
     os.close(peer)
 
 

@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import os
 import socket
-import struct
 
 from polypod.plan import operations
 from polypod.supervisor.kernel import credentials, mounts, namespace, process
+from polypod.supervisor.kernel.birth import PID
 from polypod.supervisor.steps.context import Context
-
-PID = struct.Struct("=i")
-"""What the supervisor is told of the process that goes on; its pidfd comes with it."""
 
 
 def enter_user_namespace(op: operations.EnterUserNamespace, context: Context) -> None:
