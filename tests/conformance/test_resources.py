@@ -7,7 +7,7 @@ import secrets
 from pathlib import Path
 
 import pytest
-from conformance.pods import Pods, eventually
+from conformance.pods import Pods, eventually, refused
 from conformance.subjects import host_lacks
 
 from polypod.client import CriClient, pb
@@ -162,3 +162,37 @@ async def test_cgroups_are_gone_with_the_pod(pods: Pods, cri: CriClient, server)
     await cri.stop_sandbox(pod.id)
     await cri.remove_sandbox(pod.id)
     assert await asyncio.to_thread(server.settled, {**server.residue(), "cgroups": before}) == {}
+
+
+@pytest.mark.parametrize(
+    ("swap", "total"),
+    [(0, 32 << 20), (48 << 20, 48 << 20), (-1, None)],
+    ids=["none", "some", "any"],
+)
+async def test_swap_counts_with_memory(pods: Pods, swap: int, total: int | None):
+    accounted = v1("memory") / "memory.memsw.limit_in_bytes"
+    if not accounted.exists():
+        pytest.skip("this host does not account swap")
+    pod = await pods.run()
+    limits = Resources(memory_limit_in_bytes=32 << 20, memory_swap_limit_in_bytes=swap)
+    box = await pod.start(resources=limits)
+    found = int((await group(pod, box, "memory") / accounted.name).read_text())
+    assert found == total if total is not None else found > 1 << 60
+
+
+@pytest.mark.parametrize(
+    ("limits", "word"),
+    [
+        (Resources(hugepage_limits=[pb.HugepageLimit(page_size="2MB", limit=1 << 21)]), "hugetlb"),
+        (Resources(unified={"memory.high": "100000000"}), "cgroup v2"),
+    ],
+    ids=["hugepages", "unified"],
+)
+async def test_e23_a_limit_that_this_host_cannot_keep_is_refused(pods: Pods, limits, word: str):
+    if word == "cgroup v2" and (CGROUPS / "cgroup.controllers").exists():
+        pytest.skip("this host has cgroup v2")
+    if word == "hugetlb" and "hugetlb" in Path("/proc/cgroups").read_text():
+        pytest.skip("this host has a hugetlb controller")
+    pod = await pods.run()
+    with refused("FAILED_PRECONDITION", word):
+        await pod.create(resources=limits)

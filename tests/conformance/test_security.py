@@ -343,3 +343,15 @@ async def test_apparmor_is_refused_where_the_host_has_none(pods: Pods, handler):
     pod = await pods.run()
     with refused("FAILED_PRECONDITION", "AppArmor"):
         await pod.create(security=Context(apparmor=found))
+
+
+async def test_selinux_options_are_refused_where_no_label_can_be_given(pods: Pods, handler):
+    if Feature.SELINUX in handler.features:
+        pytest.skip("this handler gives labels")
+    options = pb.SELinuxOption(type="container_t", level="s0:c1,c2")
+    pod = await pods.run()
+    with refused("FAILED_PRECONDITION", "SELinux"):
+        await pod.create(security=Context(selinux_options=options))
+    security = pb.LinuxSandboxSecurityContext(selinux_options=options)
+    with refused("FAILED_PRECONDITION", "SELinux"):
+        await pods.run(name="labelled", security=security)

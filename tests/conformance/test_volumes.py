@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import stat
 import subprocess
 from pathlib import Path
 
@@ -199,6 +201,23 @@ async def test_a_device_is_there_with_its_permissions(pods: Pods, handler):
     pod = await pods.run()
     script = "head -c 4 /dev/source | wc -c; test -c /dev/hole && echo there"
     assert (await pod.run(script, devices=devices)).out.split() == ["4", "there"]
+
+
+async def test_a_directory_of_devices(pods: Pods, handler, tmp_path: Path):
+    handler.needs(Feature.DEVICES)
+    for place, minor in (("one", 5), ("deep/two", 7)):
+        path = tmp_path / "nodes" / place
+        path.parent.mkdir(parents=True, exist_ok=True)
+        os.mknod(path, 0o666 | stat.S_IFCHR, os.makedev(1, minor))
+    (tmp_path / "nodes/plain").write_text("no device")
+    (tmp_path / "link").symlink_to(tmp_path / "nodes")
+    device = pb.Device(host_path=str(tmp_path / "link"), container_path="/dev/all", permissions="r")
+    pod = await pods.run()
+    script = (
+        "cd /dev/all; head -c 4 one | wc -c; head -c 4 deep/two | wc -c; find . -type f | wc -l"
+    )
+    ended = await pod.run(script, devices=[device])
+    assert (ended.out.split(), ended.err) == (["4", "4", "0"], "")
 
 
 async def test_devices_that_are_not_given_cannot_be_made(pods: Pods):
