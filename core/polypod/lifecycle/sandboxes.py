@@ -22,6 +22,7 @@ from polypod.plugin.ids import SandboxId, new_id
 from polypod.plugin.network import AttachRequest
 from polypod.plugin.requests import NamespaceMode, SandboxConfig, SandboxRequest
 from polypod.spec.namespaces import has_user_namespace
+from polypod.spec.sysctls import of_namespaces
 
 _Step = Callable[[Sandbox, Rollback], Awaitable[None]]
 
@@ -171,7 +172,8 @@ class Sandboxes:
                 record.id,
                 kinds,
                 hostname=record.config.hostname,
-                sysctls=heart.parts.builder.sysctls(record.config),
+                # What belongs to namespaces that a backend makes is the backend's.
+                sysctls=of_namespaces(heart.parts.builder.sysctls(record.config), kinds),
                 **({"ids": pod_maps(record.config)} if "user" in kinds else {}),
             )
         await heart.failpoints.hit("sandbox.namespaces")

@@ -11,7 +11,7 @@ Spec:
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Final
 
 from polypod.plugin.errors import InvalidArgument
@@ -74,6 +74,23 @@ def checked_sysctls(
             raise InvalidArgument(f"sysctls {given!r}: {name} is given twice")
         found[name] = value
     return found
+
+
+def of_namespaces(values: Mapping[str, str], kinds: Collection[str]) -> dict[str, str]:
+    """Return those that belong to namespaces of these kinds; elsewhere they would change somebody else's.
+
+    Args:
+        values: as `checked_sysctls` returned them.
+        kinds: as in runtime-spec (``network``, ``ipc`` …).
+    """
+    return {name: value for name, value in values.items() if _kind(name) in kinds}
+
+
+def _kind(name: str) -> str:
+    if name.startswith(_NETWORK_TREE):
+        return "network"
+    # What a configuration vouches for beside these is a name of the pod's.
+    return "ipc" if name in _IPC or name.startswith(_IPC_TREE) else "uts"
 
 
 def _normalised(given: str) -> str:

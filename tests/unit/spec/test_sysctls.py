@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from polypod.plugin.errors import InvalidArgument
-from polypod.spec.sysctls import checked_sysctls
+from polypod.spec.sysctls import checked_sysctls, of_namespaces
 
 
 def checked(values, *, host_network=False, host_ipc=False, **rest):
@@ -159,6 +159,14 @@ def test_extra_names_are_those_that_are_configured():
         checked({"kernel.domainname2": "x"}, extra_allowed=extra)
     with pytest.raises(InvalidArgument):
         checked({"kernel.domainname": "x\n"}, extra_allowed=extra)
+
+
+def test_e9_only_namespaces_that_are_made_get_theirs():
+    values = {"net.core.somaxconn": "9", "kernel.shmmax": "1", "fs.mqueue.msg_max": "2"}
+    assert of_namespaces(values, {"network", "uts"}) == {"net.core.somaxconn": "9"}
+    assert of_namespaces(values, ["ipc"]) == {"kernel.shmmax": "1", "fs.mqueue.msg_max": "2"}
+    assert of_namespaces(values, ["ipc", "network"]) == values
+    assert of_namespaces(values, []) == {}
 
 
 @given(st.text(max_size=30), st.text(max_size=30))
