@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
+
 import pytest
 
 from polypod.lifecycle.clock import SystemClock
@@ -62,6 +65,28 @@ def test_remove_tree_never_follows_a_link(tmp_path):
     remove_tree(tree)
     assert not tree.exists()
     assert (outside / "precious").read_text() == "x"
+
+
+def deep(place: Path, levels: int) -> None:
+    """Make a chain of directories, each with a file: deeper than a path, and than descriptors, can be."""
+    here = os.open(place, os.O_RDONLY | os.O_DIRECTORY)
+    for _ in range(levels):
+        os.mkdir("d", dir_fd=here)
+        os.close(os.open("f", os.O_WRONLY | os.O_CREAT, dir_fd=here))
+        below = os.open("d", os.O_RDONLY | os.O_DIRECTORY, dir_fd=here)
+        os.close(here)
+        here = below
+    os.close(here)
+
+
+def test_a_tree_of_any_depth_goes(tmp_path):
+    """A container makes what it likes in its writable layer: also 10,000 levels."""
+    (tmp_path / "tree").mkdir()
+    deep(tmp_path / "tree", 10_000)
+    before = len(os.listdir("/proc/self/fd"))
+    remove_tree(tmp_path / "tree")
+    assert list(tmp_path.iterdir()) == []
+    assert len(os.listdir("/proc/self/fd")) == before
 
 
 def test_step_names_what_failed_and_keeps_the_errno():
