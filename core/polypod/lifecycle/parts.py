@@ -50,7 +50,7 @@ class Settings:
     """Of ListPodSandboxMetrics."""
     stats_s: float = 10.0
     """Between background samples."""
-    exec_output_bytes: int = 8 * 1024 * 1024
+    exec_output_bytes: int = 8 * 1024 * 1024 - 1024
     """Of stdout and of stderr of one ExecSync, so that both fit a 16 MiB answer (A1)."""
 
 
