@@ -58,9 +58,7 @@ def restored(sandbox_id: SandboxId, pid_mode: int, name: str, row: Mapping[str, 
 
 def usage(row: Mapping[str, Any]) -> ContainerUsage:
     """Return counters; what is no number is left out."""
-    told: dict[str, Any] = {
-        key: row[key] for key in row if key in _USAGE and _counts(row[key])
-    }
+    told: dict[str, Any] = {key: row[key] for key in row if key in _USAGE and _counts(row[key])}
     told.update({key: _pressure(row[key]) for key in _PRESSURES if isinstance(row.get(key), list)})
     return ContainerUsage(**told, source="guest cgroup")
 

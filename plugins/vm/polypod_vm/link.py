@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import secrets
 import socket
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -17,18 +18,33 @@ Message = dict[str, Any]
 _CONNECTS_S: Final = 10.0
 _AGAIN_S: Final = 0.005
 _CALL_S: Final = 60.0
+_GONE: Final = "the relay of this VM is gone"
+
+
+class Lost(Unavailable):
+    """The connection has ended before the answer came."""
 
 
 class RelayLink:
-    """Requests and their answers; what comes unasked goes to ``on_event``, the end to ``on_lost``."""
+    """Requests and their answers; what comes unasked goes to ``on_event``, the end to ``on_lost``.
 
-    def __init__(self, on_event: Callable[[Message], None], on_lost: Callable[[], None]) -> None:
+    ``on_lost`` tells whether there will be another connection: what the guest was asked waits for it then,
+    and is asked again. Each request has a name of its own, so it is done once.
+    """
+
+    def __init__(
+        self, on_event: Callable[[Message], None], on_lost: Callable[[], bool | None]
+    ) -> None:
         """Not connected yet."""
         self._on_event = on_event
         self._on_lost = on_lost
         self._number = 0
+        self._name = secrets.token_hex(8)
+        self._calls = 0
         self._pending: dict[int, asyncio.Future[tuple[Message, list[int]]]] = {}
         self._sock: socket.socket | None = None
+        self._comes_back = False
+        self._back = asyncio.Event()
 
     async def open(self, directory: Path, *, wait: bool) -> None:
         """Connect to the relay of a directory; with ``wait`` it may still be starting.
@@ -54,6 +70,11 @@ class RelayLink:
         self._sock.setblocking(False)
         loop.add_reader(self._sock.fileno(), self._read)
 
+    @property
+    def is_open(self) -> bool:
+        """Whether there is a connection."""
+        return self._sock is not None
+
     async def ask(
         self, op: str, fds: Sequence[int] = (), *, timeout_s: float = _CALL_S, **fields: object
     ) -> tuple[Message, list[int]]:
@@ -61,10 +82,10 @@ class RelayLink:
 
         Raises:
             PolypodError: what the relay or the guest said, by its meaning.
-            Unavailable: the relay is gone, or does not answer.
+            Unavailable: the relay is gone (then it is `Lost`), or does not answer.
         """
         if self._sock is None:
-            raise Unavailable("the relay of this VM is gone")
+            raise Lost(_GONE)
         self._number += 1
         number = self._number
         answer: asyncio.Future[tuple[Message, list[int]]]
@@ -89,27 +110,52 @@ class RelayLink:
             streams: name → the host's end of standard streams, which stay the caller's.
         """
         named = streams or {}
+        self._calls += 1
+        key = f"{self._name}.{self._calls}"
         memfd = os.memfd_create("polypod-request", os.MFD_CLOEXEC)
         try:
             os.write(memfd, json.dumps(request).encode())
             fds = [memfd, *named.values()]
-            answer, _fds = await self.ask("call", fds, memfd=True, streams=list(named))
-            return answer
+            while True:
+                try:
+                    names = list(named)
+                    answer, _fds = await self.ask("call", fds, memfd=True, streams=names, key=key)
+                except Lost:
+                    if not await self._came_back():
+                        raise
+                else:
+                    return answer
         finally:
             os.close(memfd)
+
+    async def _came_back(self) -> bool:
+        """Wait for another connection; False if there will be none."""
+        if self._comes_back:
+            async with asyncio.timeout(_CALL_S):
+                await self._back.wait()
+        return self._sock is not None
+
+    def recovered(self) -> None:
+        """There is another connection, on which the guest can be asked."""
+        self._back.set()
+
+    def give_up(self) -> None:
+        """There will be none."""
+        self._comes_back = False
+        self._back.set()
 
     async def _send(self, message: Message, fds: list[int]) -> None:
         while True:
             sock = self._sock
             if sock is None:
-                raise Unavailable("the relay of this VM is gone")
+                raise Lost(_GONE)
             try:
                 channel.send(sock, message, fds)
             except BlockingIOError:
                 await asyncio.sleep(_AGAIN_S)
             except OSError as error:
                 self._lost()
-                raise Unavailable(f"the relay of this VM is gone: {error}") from error
+                raise Lost(f"{_GONE}: {error}") from error
             else:
                 return
 
@@ -145,7 +191,8 @@ class RelayLink:
 
     def _lost(self) -> None:
         self.close()
-        self._on_lost()
+        self._back.clear()
+        self._comes_back = bool(self._on_lost())
 
     def close(self) -> None:
         """Disconnect; the relay goes on."""
@@ -156,7 +203,7 @@ class RelayLink:
         self._sock = None
         for answer in self._pending.values():
             if not answer.done():
-                answer.set_exception(Unavailable("the relay of this VM is gone"))
+                answer.set_exception(Lost(_GONE))
 
 
 def _raised(error: Message) -> PolypodError:

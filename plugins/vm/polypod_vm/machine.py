@@ -16,8 +16,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
+from polypod.plan import channel
 from polypod.plugin import (
     BackendError,
+    HoldsDescriptors,
     NotFound,
     PolypodError,
     ProcessId,
@@ -26,17 +28,24 @@ from polypod.plugin import (
     Supervisor,
     Unavailable,
 )
-from polypod_vm import child
+from polypod_vm import child, held
 from polypod_vm.domain import Disk, Domain, disk_target
 from polypod_vm.hypervisor import Hypervisor
 from polypod_vm.launching import POD_FILES, Image, pod_kinds
-from polypod_vm.link import Message, RelayLink
+from polypod_vm.link import Lost, Message, RelayLink
 
 _log = logging.getLogger(__name__)
 _CONSOLE_TAIL: Final = 2000
 _ENTROPY_BYTES: Final = 64
 _ENDS_S: Final = 5.0
 _QUIT_S: Final = 2.0
+_CHANNEL: Final = "channel"
+"""In the machine's directory, which is the relay's own: a short path, however long that one's is."""
+_AGREES_S: Final = 30.0
+"""How long a new relay and its guest may take to agree."""
+_RELAYS_MAX: Final = 20
+_PAUSE_S, _PAUSE_MAX_S = 0.05, 1.0
+"""Between relays that end as soon as they begin: one more each time."""
 
 
 @dataclass(slots=True)
@@ -49,6 +58,8 @@ class Note:
     """Ids: what else a guest tells of is not believed."""
     stopped: bool = False
     pid_mode: int = 0
+    booted: bool = False
+    """Its guest was told what it is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +115,11 @@ class Machine:
         self._on_dead = on_dead
         self._log = places.directory / "relay.log"
         self._relay = ProcessId(f"relay-{sandbox_id}")
-        self._link = RelayLink(self._event, lambda: self._died("its relay was killed"))
+        self._keeper = (
+            supervisor.keeper_directory if isinstance(supervisor, HoldsDescriptors) else None
+        )
+        self._link = RelayLink(self._event, self._relay_lost)
+        self._reviving: asyncio.Task[None] | None = None
         self._attaching = asyncio.Lock()
 
     # Booting
@@ -119,9 +134,11 @@ class Machine:
             await asyncio.to_thread(self._make_directory)
             self.note.pid_mode = int(spec.config.security.namespaces.pid)
             self.write_note()
-            held = spec.namespaces.fds if spec.namespaces is not None else {}
-            network = await self._start(domain, held.get("network"), boot_s)
+            fds = spec.namespaces.fds if spec.namespaces is not None else {}
+            network = await self._start(domain, fds.get("network"), boot_s)
             await self._configure(spec, network)
+            self.note.booted = True
+            self.write_note()
         except BaseException as error:
             said = (
                 f"console: {self.console_tail() or 'empty'}; relay: {_tail(self._log) or 'empty'}"
@@ -147,6 +164,7 @@ class Machine:
             "containers": self.note.containers,
             "stopped": self.note.stopped,
             "pid_mode": self.note.pid_mode,
+            "booted": self.note.booted,
         }
         new.write_text(json.dumps(facts))
         new.replace(self._places.note)
@@ -167,7 +185,7 @@ class Machine:
 
     async def _start(self, domain: Domain, network: int | None, boot_s: float) -> Message:
         """Start relay and domain; return the pod's interface once the guest has greeted."""
-        await self._start_relay(network)
+        await self._start_relay(network, splices=network is not None)
         facts, fds = await self._link.ask("network")
         try:
             await self._hypervisor.create(domain, fds[0] if fds else -1, str(facts["mac"]))
@@ -175,18 +193,18 @@ class Machine:
             for fd in fds:
                 os.close(fd)
         async with asyncio.timeout(boot_s):
-            # The relay was started in the machine's directory: a short path, however long that one's is.
-            await self._link.ask("connect", timeout_s=boot_s, path=domain.channel.name)
+            await self._link.ask("connect", timeout_s=boot_s, path=_CHANNEL)
         return facts
 
-    async def _start_relay(self, network: int | None) -> None:
+    async def _start_relay(self, network: int | None, *, splices: bool) -> None:
         flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
         log = os.open(self._log, flags, 0o600)
         try:
             source = "" if network is None else "fd:1"
             # Never on the host's own network: its eth0 would become the guest's.
-            host = str(os.stat("/proc/self/ns/net").st_ino)
-            words = [str(self._places.directory), *([host] if source else [])]
+            host = str(os.stat("/proc/self/ns/net").st_ino) if splices else ""
+            keeper = str(self._keeper) if self._keeper is not None else ""
+            words = [str(self._places.directory), self.id, keeper, host]
             plan = child.plan("relay", *words, log="fd:0", network=source)
             fds = [log] if network is None else [log, network]
             labels = {"kind": "relay", "sandbox": self.id}
@@ -194,7 +212,25 @@ class Machine:
             os.close(launched.pidfd)
         finally:
             os.close(log)
-        await self._link.open(self._places.directory, wait=True)
+        await self._meet_relay()
+
+    async def _meet_relay(self) -> None:
+        """Connect to a relay that is starting.
+
+        Raises:
+            Lost: it has ended instead.
+        """
+        meeting = asyncio.ensure_future(self._link.open(self._places.directory, wait=True))
+        ended = asyncio.ensure_future(self._supervisor.wait(self._relay))
+        try:
+            await asyncio.wait({meeting, ended}, return_when=asyncio.FIRST_COMPLETED)
+            if not meeting.done():
+                raise Lost(f"it ended at once: {_tail(self._log) or 'it said nothing'}")
+            await meeting
+        finally:
+            for task in (meeting, ended):
+                task.cancel()
+            await asyncio.gather(meeting, ended, return_exceptions=True)
 
     async def _configure(self, spec: SandboxSpec, network: Mapping[str, Any]) -> None:
         await self._link.call(
@@ -212,16 +248,69 @@ class Machine:
     # Running
 
     async def adopt(self) -> Mapping[str, Any]:
-        """Connect to the relay that an earlier daemon left; return what the guest runs.
+        """Connect to the relay that an earlier daemon left, or start another one; return what the guest runs.
 
         Raises:
             PolypodError: there is nothing any more.
         """
-        await self._link.open(self._places.directory, wait=False)
-        state, _fds = await self._link.ask("state")
-        if state["gone"] or not state["greeted"]:
-            raise Unavailable(str(state["gone"]) or "its guest had not booted")
+        if not self.note.booted:
+            raise Unavailable("its guest had not booted")
+        try:
+            await self._link.open(self._places.directory, wait=False)
+            await self._link.ask("connect", timeout_s=_AGREES_S, path=_CHANNEL)
+        except Lost:
+            await self._start_relay_again()
+        except Unavailable:
+            if self._link.is_open:
+                raise
+            await self._start_relay_again()
         return await self._link.call({"op": "list"})
+
+    # The relay
+
+    def _relay_lost(self) -> bool:
+        """It was killed: the machine goes on, and so do its streams as soon as there is another one."""
+        if self.dead or not self.note.booted or self._keeper is None:
+            self._died("its relay was killed")
+            return False
+        if self._reviving is None or self._reviving.done():
+            self._reviving = asyncio.get_running_loop().create_task(self._revive())
+        return True
+
+    async def _revive(self) -> None:
+        try:
+            await self._start_relay_again()
+        except (PolypodError, OSError, TimeoutError) as error:
+            if not self.dead:
+                self._died(str(error) or "its relay does not come back")
+            self._link.give_up()
+
+    async def _start_relay_again(self) -> None:
+        """Start another relay, and again if that one is killed, too.
+
+        Raises:
+            PolypodError: the VM has ended, or relays end as soon as they begin.
+        """
+        for attempt in range(_RELAYS_MAX):
+            await asyncio.sleep(min(_PAUSE_S * attempt, _PAUSE_MAX_S))
+            await self._end_relay()
+            pinned = await self._supervisor.namespaces(self.id)
+            fds = dict(pinned.fds) if pinned is not None else {}
+            try:
+                await self._start_relay(fds.get("network"), splices=False)
+                await self._link.ask("connect", timeout_s=_AGREES_S, path=_CHANNEL)
+            except Lost as error:
+                _log.info("sandbox %s: another relay ended at once: %s", self.id, error)
+                continue
+            finally:
+                netlink = pinned.netlink if pinned is not None else None
+                channel.close_all([*fds.values(), *([] if netlink is None else [netlink])])
+            _log.warning("sandbox %s: its relay had ended; another one goes on", self.id)
+            self._link.recovered()
+            return
+        raise Unavailable(f"{_RELAYS_MAX} relays ended as soon as they had begun")
+
+    # Asking
 
     async def call(
         self, request: Mapping[str, object], streams: Mapping[str, int] | None = None
@@ -273,12 +362,17 @@ class Machine:
         """End domain and relay; what is gone is fine."""
         if not self.dead:
             self.dead = "it was stopped"
+        if self._reviving is not None:
+            self._reviving.cancel()
+        self._link.give_up()
         with contextlib.suppress(PolypodError, TimeoutError):
             async with asyncio.timeout(_QUIT_S):
                 await self._link.ask("quit")
         self._link.close()
         await self._hypervisor.destroy(self.name)
         await self._end_relay()
+        if self._keeper is not None:
+            await asyncio.to_thread(held.release, self._keeper, self.id)
 
     async def _end_relay(self) -> None:
         try:
@@ -302,6 +396,9 @@ class Machine:
 
     def close(self) -> None:
         """Disconnect; it runs on."""
+        if self._reviving is not None:
+            self._reviving.cancel()
+        self._link.give_up()
         self._link.close()
 
 
@@ -321,6 +418,7 @@ def read_note(path: Path) -> tuple[SandboxId, Note] | None:
             list(facts["containers"]),
             bool(facts["stopped"]),
             int(facts["pid_mode"]),
+            bool(facts["booted"]),
         )
         return SandboxId(str(facts["sandbox"])), note
     except (OSError, ValueError, KeyError, TypeError):

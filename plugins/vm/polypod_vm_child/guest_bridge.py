@@ -13,9 +13,9 @@ import time
 
 from polypod.plan import channel
 from polypod.plan.operations import Plan
-from polypod.supervisor.server import Loop, note
+from polypod.supervisor.server import Loop
 from polypod_vm_child import guest_roots as roots
-from polypod_vm_child.frames import Link
+from polypod_vm_child.guest_channel import Channel
 from polypod_vm_child.guest_forwards import Forwards
 from polypod_vm_child.guest_launch import Opened, Refused, open_streams, resolve
 from polypod_vm_child.guest_peers import Peers
@@ -29,10 +29,8 @@ if TYPE_CHECKING:
 
     Message = dict[str, Any]
 
-PORT = "polypod.0"
 _SANDBOX = "pod"
 _POD_CGROUP = "/pod"
-_OPENS_AGAIN_S = 0.02
 _DRAINS_S = 5.0
 _PTY_SETTLES_S = 0.05
 
@@ -44,14 +42,13 @@ class Bridge:
         self.loop = Loop(_serve_nobody)
         self.processes: dict[str, Process] = {}
         self.namespaces: dict[str, int] = {}
-        self.sources: dict[int, Source] = {}
-        self.sinks: dict[int, Sink] = {}
         self.peers = Peers(self.loop, state, self._exited)
         self.forwards = Forwards(self)
         self.due: list[tuple[float, Callable[[], None]]] = []
-        self.link: Link
         self._cgroups: Any = None
-        self._open_port()
+        self.channel = Channel(self)
+        self.link = self.channel.link
+        self.sources, self.sinks = self.channel.sources, self.channel.sinks
 
     def run(self) -> None:
         """Serve for ever."""
@@ -78,59 +75,8 @@ class Bridge:
             self._cgroups = Cgroups(discover())
         return self._cgroups
 
-    # The channel
-
-    def _open_port(self) -> None:
-        self.link = Link(self.loop, os.open(_port(), os.O_RDWR | os.O_CLOEXEC), self)
-
-    def opened(self) -> None:
-        """See `Handler.opened`."""
-        self.link.send({"event": "hello", "kernel": os.uname().release})
-        # While the host prepares its first request.
-        self.after(0.0, lambda: self.cgroups.create(_POD_CGROUP))
-
-    def lost(self, why: str) -> None:
-        """See `Handler.lost`: the host may connect again, at any time."""
-        note(f"channel: {why}")
-        self.forwards.close()
-        self.after(_OPENS_AGAIN_S, self._open_port)
-
-    def data(self, stream: int, payload: bytes) -> None:
-        """See `Handler.data`."""
-        sink = self.sinks.get(stream)
-        if sink is not None:
-            sink.data(payload)
-
-    def ended(self, stream: int) -> None:
-        """See `Handler.ended`."""
-        self.forwards.ended(stream)
-        sink, source = self.sinks.get(stream), self.sources.get(stream)
-        if sink is not None:
-            sink.end()
-        if source is not None:
-            source.close()
-
-    def granted(self, stream: int, count: int) -> None:
-        """See `Handler.granted`."""
-        source = self.sources.get(stream)
-        if source is not None:
-            source.granted(count)
-
-    def room(self) -> None:
-        """See `Handler.room`."""
-        for source in list(self.sources.values()):
-            source.resume()
-
-    def message(self, message: Message) -> None:
-        """See `Handler.message`: one request."""
-        number = message.get("id")
-
-        def answer(ok: Message | None, error: Message | None = None) -> None:
-            said = (
-                {"id": number, "ok": ok or {}} if error is None else {"id": number, "error": error}
-            )
-            self.link.send(said)
-
+    def perform(self, message: Message, answer: Answer) -> None:
+        """Do one request; what goes wrong is the answer."""
         try:
             operation = _OPERATIONS.get(str(message.get("op")))
             if operation is None:
@@ -143,6 +89,17 @@ class Bridge:
         else:
             if done is not None:
                 answer(done)
+
+    def greeted(self) -> None:
+        """The host is there: prepare for its first request, and for no connections of an earlier relay."""
+        self.forwards.close()
+        self.after(0.0, lambda: self.cgroups.create(_POD_CGROUP))
+
+    def tell_exits(self) -> None:
+        """Tell every exit that was not forgotten (again): whether an earlier relay told it, nobody knows."""
+        for name, process in self.processes.items():
+            if process.exit is not None:
+                self._say_farewell(name, process)
 
     # Requests: each returns its answer, or None and answers later.
 
@@ -260,7 +217,9 @@ class Bridge:
         for stream, direction, fd in ours:
             process.streams.append(stream)
             if direction == "out":
-                self.sources[stream] = Source(self.loop, self.link, stream, fd, self.after)
+                self.sources[stream] = Source(
+                    self.loop, self.link, stream, fd, self.after, live=self.channel.synced
+                )
             elif direction == "in":
                 self.sinks[stream] = Sink(self.loop, self.link, stream, fd)
             else:
@@ -279,7 +238,9 @@ class Bridge:
             if not fds:
                 self.link.send_end(stream)
                 return
-            self.sources[stream] = Source(self.loop, self.link, stream, fds[0])
+            self.sources[stream] = Source(
+                self.loop, self.link, stream, fds[0], live=self.channel.synced
+            )
             self.sinks[stream + 1] = Sink(self.loop, self.link, stream + 1, os.dup(fds[0]))
 
         self.loop.add(console.fileno(), came)
@@ -403,14 +364,13 @@ class Bridge:
         if process.kind == "container" and not process.own_pids:
             self.cgroups.kill(process.cgroup, signal.SIGKILL)
         process.oom = record.get("code") != 0 and self._oom_kills(process.cgroup) > 0
-        event = {"event": "exit", "process": name, "oom": process.oom, **record}
-        event["streams"] = process.streams
         # The kernel hands a terminal's output over behind the writer: it may not be there yet.
-        self.after(
-            _PTY_SETTLES_S if process.terminal else 0.0, lambda: self._say_farewell(process, event)
-        )
+        settles_s = _PTY_SETTLES_S if process.terminal else 0.0
+        self.after(settles_s, lambda: self._say_farewell(name, process))
 
-    def _say_farewell(self, process: Process, event: Message) -> None:
+    def _say_farewell(self, name: str, process: Process) -> None:
+        event = {"event": "exit", "process": name, "oom": process.oom, **(process.exit or {})}
+        event["streams"] = process.streams
         sources = [self.sources[each] for each in process.streams if each in self.sources]
         farewell = Farewell(sources, lambda: self.link.send(event))
         # One that nobody reads on the host must not hide the exit.
@@ -460,16 +420,6 @@ def _described(error: Exception) -> Message:
     number = getattr(error, "errno", 0) or 0
     said = (error.strerror if isinstance(error, OSError) else "") or str(error)
     return {"kind": type(error).__name__, "message": f"guest: {said}", "errno": number}
-
-
-def _port() -> str:
-    base = "/sys/class/virtio-ports"
-    for name in os.listdir(base):
-        with open(f"{base}/{name}/name") as file:
-            if file.read().strip() == PORT:
-                return f"/dev/{name}"
-    text = f"no virtio-serial port is named {PORT}"
-    raise FileNotFoundError(2, text)
 
 
 def main(state: str) -> None:

@@ -1,7 +1,8 @@
 """Standard streams over the channel: a `Source` reads a descriptor, a `Sink` on the other side writes one.
 
-The sink grants what it has written, the source sends no more than was granted: whoever does not read holds
-up its own stream and nothing else.
+The sink tells how much it has written, the source sends no more than a window beyond that: whoever does not
+read holds up its own stream and nothing else. And the source keeps what is not known to be written: when the
+channel breaks, both sides agree on what has arrived, and the rest is sent once more.
 """
 
 from __future__ import annotations
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
     from polypod_vm_child.frames import Link
 
 _READ_BYTES = 32 * 1024
+_WRITE_BYTES = 32 * 1024
+"""At most so much is written twice, where the writer is killed between a write and its own note of it."""
 _HOLD_S = 0.02
 _GRANT_STEP = 64 * 1024
 _BUFFER_MAX = WINDOW + _GRANT_STEP
@@ -44,28 +47,63 @@ class Source:
         stream: int,
         fd: int,
         after: Callable[[float, Callable[[], None]], None] | None = None,
+        *,
+        live: bool = True,
     ) -> None:
+        """Without ``live`` nothing is read before `resume_at`."""
         self.fd = fd
         self.stream = stream
         self.sent = 0
+        """Bytes given to the channel, in all."""
+        self.acked = 0
+        """Bytes that the other side has written, in all."""
+        self.on_close: Callable[[], None] | None = None
         self._loop = loop
         self._link = link
-        self._credit = WINDOW
+        self._kept = bytearray()
         self._waits: list[tuple[int, Callable[[], None]]] = []
-        self._listens = True
+        self._live = live
+        self._listens = False
+        self._ended = False
         self._after = after
         self._tail = b""
-        self.on_close: Callable[[], None] | None = None
-        loop.add(fd, self._ready)
+        self._listen()
 
-    def granted(self, count: int) -> None:
-        """The other side takes more."""
-        self._credit += count
+    def granted(self, total: int) -> None:
+        """The other side has written so much.
+
+        Raises:
+            ProtocolError: that cannot be.
+        """
+        if not self.acked <= total <= self.sent:
+            text = f"stream {self.stream}: {total} bytes written of {self.acked} to {self.sent}"
+            raise ProtocolError(text)
+        del self._kept[: total - self.acked]
+        self.acked = total
         self._listen()
 
     def resume(self) -> None:
         """The channel takes bytes again."""
         self._listen()
+
+    def pause(self) -> None:
+        """The channel is broken: nothing more is read until it is known what has arrived."""
+        self._live = False
+        self._look_away()
+
+    def resume_at(self, total: int) -> None:
+        """So much has arrived: send the rest again, and go on.
+
+        Raises:
+            ProtocolError: that cannot be.
+        """
+        self._live = True
+        self.granted(total)
+        if self._kept:
+            self._link.send_data(self.stream, bytes(self._kept))
+        self._flush()
+        if self._ended:
+            self._link.send_end(self.stream)
 
     def when_sent(self, callback: Callable[[], None]) -> None:
         """Call once all that stands in the descriptor at this moment was sent."""
@@ -79,8 +117,7 @@ class Source:
         """Stop reading; says nothing to the other side."""
         if self.fd < 0:
             return
-        if self._listens:
-            self._loop.drop(self.fd)
+        self._look_away()
         os.close(self.fd)
         self.fd = -1
         self._settle(whole=True)
@@ -88,11 +125,12 @@ class Source:
             self.on_close()
 
     def _ready(self, _events: int) -> None:
-        if self._link.is_full() or self._credit <= 0:
+        credit = self.acked + WINDOW - self.sent
+        if self._link.is_full() or credit <= 0:
             self._look_away()
             return
         # What waits is always less than this: a full piece is sent at once.
-        room = min(_READ_BYTES, self._credit) - len(self._tail)
+        room = min(_READ_BYTES, credit) - len(self._tail)
         try:
             data = os.read(self.fd, room)
         except BlockingIOError:
@@ -101,6 +139,7 @@ class Source:
             data = b""  # a terminal that nobody has open any more
         if not data:
             self._flush()
+            self._ended = True
             self._link.send_end(self.stream)
             self.close()
             return
@@ -113,12 +152,13 @@ class Source:
 
     def _flush(self) -> None:
         """Send what was read."""
+        if not self._tail or not self._live or self.fd < 0:
+            return
         data, self._tail = self._tail, b""
-        if data and self.fd >= 0:
-            self._credit -= len(data)
-            self.sent += len(data)
-            self._link.send_data(self.stream, data)
-            self._settle(whole=False)
+        self.sent += len(data)
+        self._kept += data
+        self._link.send_data(self.stream, data)
+        self._settle(whole=False)
 
     def _settle(self, *, whole: bool) -> None:
         due = [each for each in self._waits if whole or each[0] <= self.sent]
@@ -133,7 +173,7 @@ class Source:
             self._listens = False
 
     def _listen(self) -> None:
-        if not self._listens and self.fd >= 0:
+        if self._live and not self._listens and self.fd >= 0:
             self._loop.add(self.fd, self._ready)
             self._listens = True
 
@@ -145,18 +185,30 @@ class Sink:
     """
 
     def __init__(
-        self, loop: Loop, link: Link, stream: int, fd: int, *, half_close: bool = False
+        self,
+        loop: Loop,
+        link: Link,
+        stream: int,
+        fd: int,
+        *,
+        written: int = 0,
+        note: Callable[[int], None] | None = None,
+        half_close: bool = False,
     ) -> None:
+        """``written`` is what a predecessor has written; ``note`` is told at once what was written in all."""
         self.fd = fd
         self.stream = stream
+        self.received = written
+        self.written = written
+        self.on_close: Callable[[], None] | None = None
+        self._told = written
         self._loop = loop
         self._link = link
+        self._note = note
         self._buffer = bytearray()
-        self._written = 0
         self._ending = False
         self._half_close = half_close
         self._waits: list[Callable[[], None]] = []
-        self.on_close: Callable[[], None] | None = None
         os.set_blocking(fd, False)
 
     def data(self, payload: bytes) -> None:
@@ -165,8 +217,10 @@ class Sink:
         Raises:
             ProtocolError: more than were granted.
         """
+        self.received += len(payload)
         if self.fd < 0:
-            self._link.grant(self.stream, len(payload))
+            self.written = self.received
+            self._link.grant(self.stream, self.written)
             return
         if len(self._buffer) + len(payload) > _BUFFER_MAX:
             text = f"stream {self.stream}: the other side sends more than it was granted"
@@ -188,6 +242,11 @@ class Sink:
         else:
             callback()
 
+    def tell(self) -> None:
+        """Say (again) how much is written."""
+        self._told = self.written
+        self._link.grant(self.stream, self.written)
+
     def close(self) -> None:
         """Close it; what comes later is thrown away."""
         if self.fd < 0:
@@ -198,6 +257,7 @@ class Sink:
         os.close(self.fd)
         self.fd = -1
         self._buffer.clear()
+        self.written = self.received
         self._settle()
         if self.on_close is not None:
             self.on_close()
@@ -205,9 +265,11 @@ class Sink:
     def _write(self, _events: int) -> None:
         try:
             while self._buffer:
-                done = os.write(self.fd, self._buffer)
+                done = os.write(self.fd, memoryview(self._buffer)[:_WRITE_BYTES])
+                self.written += done
+                if self._note is not None:
+                    self._note(self.written)
                 del self._buffer[:done]
-                self._written += done
         except BlockingIOError:
             if self.fd not in self._loop.callbacks:
                 self._loop.add(self.fd, self._write, select.EPOLLOUT)
@@ -216,9 +278,8 @@ class Sink:
             self.close()
             self._link.send_end(self.stream)
             return
-        if self._written >= _GRANT_STEP or not self._buffer:
-            self._link.grant(self.stream, self._written)
-            self._written = 0
+        if self.written - self._told >= _GRANT_STEP or not self._buffer:
+            self.tell()
         if not self._buffer:
             self._loop.drop(self.fd)
             self._settle()

@@ -61,7 +61,7 @@ async def relay(host, directory: Path, words: list[str], netns: int = -1):
     name = ProcessId("relay-test")
     log = os.open(directory / "log", os.O_WRONLY | os.O_CREAT, 0o600)
     source = "fd:1" if netns >= 0 else ""
-    plan = child.plan("relay", str(directory), *words, log="fd:0", network=source)
+    plan = child.plan("relay", str(directory), "test", "", *words, log="fd:0", network=source)
     fds = [log, *([netns] if netns >= 0 else [])]
     launched = await host.supervisor.execute(name, plan, fds=fds)
     os.close(launched.pidfd)

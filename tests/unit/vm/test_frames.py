@@ -14,6 +14,7 @@ from polypod_vm_child.frames import GREETING, MAX_PAYLOAD, WINDOW, Link
 from polypod_vm_child.streams import Sink, Source
 
 EPOCH = b"12345678"
+MARK = b"5678"
 
 
 class Side:
@@ -268,15 +269,28 @@ def test_a_reader_that_left_is_told_to_the_writer(pair):
     ("frame", "why"),
     [
         (struct.pack("!IBI", 0, 1, MAX_PAYLOAD + 1), "at most"),
-        (struct.pack("!IBI", 0, 9, 0), "kind 9"),
-        (struct.pack("!IBI", 3, 1, 2) + b"{}", "kind 1 on stream 3"),
-        (struct.pack("!IBI", 0, 1, 2) + b"[]", "no object"),
-        (struct.pack("!IBI", 0, 1, 2) + b"{!", "Expecting"),
+        (struct.pack("!IBI", 0, 9, 0) + MARK, "kind 9"),
+        (struct.pack("!IBI", 3, 1, 2) + b"{}" + MARK, "kind 1 on stream 3"),
+        (struct.pack("!IBI", 0, 1, 2) + b"[]" + MARK, "no object"),
+        (struct.pack("!IBI", 0, 1, 2) + b"{!" + MARK, "Expecting"),
+        (struct.pack("!IBI", 0, 1, 2) + b"{}" + b"mark", "not finished"),
+        (b"\0oldy" + bytes(30), "neither a frame nor a greeting"),
+        (struct.pack("!IBIQ", 4, 4, 8, 1) + MARK, "1 bytes written of 0 to 0"),
     ],
-    ids=["too long", "unknown kind", "message on a stream", "no object", "no JSON"],
+    ids=[
+        "too long",
+        "unknown kind",
+        "message on a stream",
+        "no object",
+        "no JSON",
+        "of another connection",
+        "no greeting",
+        "written what was not sent",
+    ],
 )
 def test_a_side_that_breaks_the_framing_loses_the_channel(pair, frame, why):
     pair.connect()
+    pair.ends.append(pair.guest.source(4))
     os.write(pair.host.link.fd, frame)
     pair.until(lambda: pair.guest.why)
     assert why in pair.guest.why
