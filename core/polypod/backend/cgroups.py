@@ -24,6 +24,8 @@ from polypod.plugin.errors import BackendError, InvalidArgument
 _ROOT = Path("/sys/fs/cgroup")
 _CGROUP2_MAGIC = "cgroup2"
 _REMOVE_TRIES = 50
+INNER = "inside"
+"""The name of what `Cgroups.join_inner` makes."""
 _NO_LIMIT = 1 << 62
 
 
@@ -184,6 +186,36 @@ class Cgroups:
             msg = f"cgroup {path}: {error}"
             raise BackendError(msg) from error
         return opened
+
+    def join_inner(self, path: str) -> list[int]:
+        """Make a cgroup below another one, and open the files to join that: its own limits are out of reach there.
+
+        Who may mount (CAP_SYS_ADMIN) can make its view of the cgroups writable, and that view begins with
+        the cgroup that it is in: devices could be allowed, limits lifted. What holds for the one above
+        holds for the inner one, too. Not in the cpuset hierarchy of v1, where it would be in the way of
+        changes: a cpuset must have all that those below it have.
+
+        Raises:
+            BackendError: the kernel refused.
+        """
+        inner = f"{path}/{INNER}"
+        opened: list[int] = []
+        try:
+            for mount in self.hierarchies.mounts:
+                alone = self.version == 1 and mount == self.hierarchies.controllers.get("cpuset")
+                if not alone:
+                    (mount / _checked_path(inner)).mkdir(0o755, exist_ok=True)
+                opened.append(self._open_joint(mount, path if alone else inner))
+        except OSError as error:
+            for descriptor in opened:
+                os.close(descriptor)
+            msg = f"cgroup {inner}: {error}"
+            raise BackendError(msg) from error
+        return opened
+
+    def _open_joint(self, mount: Path, path: str) -> int:
+        name = "tasks" if self.version == 1 else "cgroup.procs"
+        return os.open(f"{mount}/{_checked_path(path)}/{name}", os.O_WRONLY | os.O_CLOEXEC)
 
     def join_child(self, path: str, child: str) -> list[int]:
         """Make a cgroup below another one for processes that are to be killed apart, and open the files to join.

@@ -92,13 +92,14 @@ class Launches:
             dev=dev,
             nodes=nodes,
             cgroup_view=self._view,
-            cgroups=self._limited_cgroup(spec.cgroup, config.linux.resources, descriptors),
+            cgroups=self._limited_cgroup(spec.cgroup, config, descriptors),
         )
         return compile_container(config, sources)
 
     def _limited_cgroup(
-        self, path: str, resources: OciResources, descriptors: Descriptors
+        self, path: str, config: OciConfig, descriptors: Descriptors
     ) -> tuple[str, ...]:
+        resources = config.linux.resources
         self._cgroups.create(path)
         self._cgroups.apply(path, self._files(resources))
         if self._cgroups.version == 2 and resources.devices:
@@ -106,7 +107,8 @@ class Launches:
                 f"{self._cgroups.hierarchies.mounts[0]}/{path.strip('/')}",
                 device_program(resources.devices),
             )
-        return tuple(descriptors.take(fd) for fd in self._cgroups.join_descriptors(path))
+        join = self._cgroups.join_inner if _may_mount(config) else self._cgroups.join_descriptors
+        return tuple(descriptors.take(fd) for fd in join(path))
 
     def _files(self, resources: OciResources) -> Mapping[str, list[tuple[str, str]]]:
         if self._cgroups.version == 1:
@@ -122,6 +124,13 @@ class Launches:
         limits.update(self._cgroups, path, resources)
         if resources.oom_score_adj:
             limits.set_scores(self._cgroups.processes(path), resources.oom_score_adj)
+
+
+def _may_mount(config: OciConfig) -> bool:
+    """Tell whether a container that is shown its own cgroups alone could make that view writable."""
+    capabilities = config.process.capabilities
+    granted = capabilities is not None and "CAP_SYS_ADMIN" in capabilities.bounding
+    return granted and any(each.type == "cgroup" for each in config.linux.namespaces)
 
 
 def joined_kinds(config: OciConfig) -> tuple[str, ...]:

@@ -102,6 +102,44 @@ async def test_e6_release_agent_exploit_fails_even_with_sys_admin(pod, decoy):
     assert decoy.unchanged()
 
 
+async def test_e6_who_may_mount_is_held_all_the_same(pod):
+    """With SYS_ADMIN the view can be made writable; what holds the container lies above what it shows."""
+    script = """
+        for place in /sys/fs/cgroup/*/; do mount -o remount,bind,rw $place; done 2>/dev/null
+        mkdir /sys/fs/cgroup/devices/mine && echo writable
+        echo a > /sys/fs/cgroup/devices/devices.allow && echo allowed
+        mknod /tmp/tun c 10 200; true < /tmp/tun && echo opened
+        echo -1 > /sys/fs/cgroup/memory/memory.limit_in_bytes
+        echo max > /sys/fs/cgroup/pids/pids.max
+        echo end; exec sleep 100
+    """
+    asked = security(capabilities=Capabilities(add=("SYS_ADMIN", "MKNOD")), seccomp=None)
+
+    def few(config):
+        resources = replace(config.linux.resources, pids_limit=50)
+        return replace(config, linux=replace(config.linux, resources=resources))
+
+    limit = Resources(memory_limit_in_bytes=64 * MIB)
+    box = await pod.start(script, security=asked, resources=limit, adjust=few)
+    await box.says("end")
+    assert value(box, "memory", "memory.limit_in_bytes") == str(64 * MIB)
+    assert value(box, "pids", "pids.max") == "50"
+    assert (await box.exec("echo alive; true < /tmp/tun && echo opened")).out == "alive\n"
+    update = Resources(memory_limit_in_bytes=32 * MIB, cpuset_cpus="0")
+    await pod.bench.backend.update(box.id, update)
+    assert value(box, "memory", "memory.limit_in_bytes") == str(32 * MIB)
+    assert (await box.exec("grep Cpus_allowed_list /proc/1/status")).out.split()[1] == "0"
+    result = await box.kill(9)
+    assert result.lines == ["writable", "end"], result
+
+
+async def test_e6_memory_of_who_may_mount_is_counted_and_limited(pod):
+    asked = security(capabilities=Capabilities(add=("SYS_ADMIN",)))
+    limit = Resources(memory_limit_in_bytes=16 * MIB)
+    result = await pod.run(f"{_FILL}; exit $?", security=asked, resources=limit)
+    assert (result.code, result.oom) == (137, True)
+
+
 async def test_privileged_containers_see_the_hosts_cgroups(pod):
     result = await pod.run(
         "cut -d: -f3 /proc/self/cgroup; mkdir /sys/fs/cgroup/pids/new && rmdir /sys/fs/cgroup/pids/new",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 from pathlib import Path
@@ -95,6 +96,33 @@ def test_an_execs_child_is_made_only_where_the_runtime_was(tmp_path):
     cgroups.create_child("/p/c/exec-1")
     assert (tmp_path / "pids/p/c/exec-1").is_dir()
     assert not (tmp_path / "memory/p").exists()
+
+
+def test_an_inner_cgroup_is_made_everywhere_but_in_cpuset(tmp_path):
+    cgroups = v1(tmp_path)
+    cgroups.create("/p/c")
+    inner = {
+        name: tmp_path / name / "p/c/inside" for name in ("memory", "pids", "devices", "unified")
+    }
+    for name in ("memory", "pids", "cpuacct", "devices", "unified"):
+        (tmp_path / name / "p/c/inside").mkdir()
+        (tmp_path / name / "p/c/inside/tasks").touch()
+    (tmp_path / "cpuset/p/c/tasks").touch()
+    opened = cgroups.join_inner("/p/c")
+    joined = {os.readlink(f"/proc/self/fd/{fd}") for fd in opened}
+    for fd in opened:
+        os.close(fd)
+    assert f"{tmp_path}/cpuset/p/c/tasks" in joined
+    assert {f"{place}/tasks" for place in inner.values()} < joined
+
+
+def test_an_inner_cgroup_that_cannot_be_joined_leaves_no_descriptor(tmp_path):
+    cgroups = v1(tmp_path)
+    cgroups.create("/p/c")
+    before = len(os.listdir("/proc/self/fd"))
+    with pytest.raises(BackendError, match="inside"):
+        cgroups.join_inner("/p/c")
+    assert len(os.listdir("/proc/self/fd")) == before
 
 
 def test_parents_go_where_no_kubelet_removes_them(tmp_path):
