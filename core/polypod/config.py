@@ -48,6 +48,10 @@ class ServerConfig:
         "/run/opencontainer/containers",
         "where each container's state.json is published; empty publishes none",
     )
+    cdi_dirs: list[str] = _key(
+        ["/etc/cdi", "/var/run/cdi"],
+        "where the files of CDI devices lie; one in a later directory wins over one in an earlier",
+    )
     log_level: str = _key("info", "debug, info, warning or error")
     watch_s: float = _key(
         2.0, "seconds between looks at the configuration's files; 0 reads them at SIGHUP alone"

@@ -86,7 +86,10 @@ CREATE = [
             _mount(uidMappings=[pb.IDMapping(length=0)]), "uidMappings"),
     box_row("image as a volume", "mounts",
             [pb.Mount(container_path="/data", image=pb.ImageSpec(image="localhost/a"))], "image",
-            code="FAILED_PRECONDITION"),
+            code="FAILED_PRECONDITION", lacks=(Feature.IMAGE_VOLUMES,)),
+    box_row("image that is not here as a volume", "mounts",
+            [pb.Mount(container_path="/data", image=pb.ImageSpec(image="localhost/a"))], "not here",
+            code="NOT_FOUND", needs=(Feature.IMAGE_VOLUMES,)),
     # Devices
     box_row("device without a path", "devices", _device(host_path=""), "host_path"),
     box_row("relative device", "devices", _device(host_path="dev/null"), "host_path"),
@@ -97,7 +100,9 @@ CREATE = [
     box_row("device that is a file", "devices", _device(host_path="/etc/passwd"), "/etc/passwd",
             needs=_DEVICES),
     box_row("CDI device", "CDI_devices", [pb.CDIDevice(name="vendor.com/class=name")], "CDI",
-            code="FAILED_PRECONDITION"),
+            code="FAILED_PRECONDITION", lacks=_DEVICES),
+    box_row("CDI device that no file has", "CDI_devices", [pb.CDIDevice(name="vendor.com/class=name")],
+            "no file", code="NOT_FOUND", needs=_DEVICES),
     box_row("CDI device without a name", "CDI_devices", [pb.CDIDevice()], "name"),
     # Limits
     box_row("negative period", f"{_R}.cpu_period", -1, "cpu_period"),
@@ -264,7 +269,6 @@ STATES = [
             filter=pb.ContainerFilter(state=pb.ContainerStateValue(state=9))),
         "INVALID_ARGUMENT", ("filter.state",)),
 ]  # fmt: skip
-
 
 
 def _update(box: str, **limits) -> pb.UpdateContainerResourcesRequest:

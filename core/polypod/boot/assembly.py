@@ -15,6 +15,7 @@ from polypod.lifecycle.assemble import Assembler
 from polypod.lifecycle.core import Core
 from polypod.lifecycle.host_facts import HostFacts
 from polypod.lifecycle.parts import Parts, Settings
+from polypod.lifecycle.ports import Telemetry
 from polypod.plugin.errors import InvalidArgument
 from polypod.plugin.runtime import MetricGroup
 from polypod.processes.interfaces import PodInterfaces
@@ -43,8 +44,15 @@ class Assembled:
     """Close it last: it disconnects everything. Workloads go on."""
 
 
-async def assemble(config: Config, places: Places) -> Assembled:
+async def assemble(
+    config: Config, places: Places, telemetry: Telemetry | None = None
+) -> Assembled:
     """Open everything that the configuration names.
+
+    Args:
+        config: what is wanted.
+        places: the server's directories.
+        telemetry: is told how long things take.
 
     Raises:
         PolypodError: what the server cannot start without is missing; nothing stays open.
@@ -63,7 +71,8 @@ async def assemble(config: Config, places: Places) -> Assembled:
         closers.callback(database.close)
         processes = await open_processes(config, places.state)
         closers.push_async_callback(processes.close)
-        builder = Assembler(host=HostFacts.probe())
+        cdi = tuple(map(Path, config.server.cdi_dirs))
+        builder = Assembler(host=HostFacts.probe(), cdi_directories=cdi)
         closers.callback(builder.close)
         opener = Opener(config, registry, places, processes, closers)
         handlers, unusable = await opener.handlers()
@@ -82,6 +91,7 @@ async def assemble(config: Config, places: Places) -> Assembled:
             state=places.state,
             cgroup_parent=config.server.cgroup_parent,
             state_files=_state_files(config),
+            telemetry=telemetry,
             interfaces=PodInterfaces(),
             settings=Settings(metric_groups=_metric_groups(config)),
             failpoints=os.environ.get(FAILPOINTS, ""),
@@ -126,7 +136,9 @@ def _metric_groups(config: Config) -> frozenset[MetricGroup]:
     known = [str(each) for each in MetricGroup]
     for name in config.metrics.pod_groups:
         if name not in known:
-            raise InvalidArgument(f"metrics.pod_groups names {name!r}; known are {', '.join(known)}")
+            raise InvalidArgument(
+                f"metrics.pod_groups names {name!r}; known are {', '.join(known)}"
+            )
     return frozenset(MetricGroup(name) for name in config.metrics.pod_groups)
 
 

@@ -15,6 +15,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Final, TypeVar
 
+from polypod.lifecycle.cdi import DIRECTORIES as CDI_DIRECTORIES
+from polypod.lifecycle.cdi import find_edits, host_devices
 from polypod.lifecycle.host_facts import HostFacts
 from polypod.lifecycle.ports import BuiltConfig, ConfigRequest
 from polypod.lifecycle.user_namespaces import check_user, pod_maps
@@ -31,7 +33,9 @@ from polypod.plugin.requests import (
     SecurityProfile,
 )
 from polypod.plugin.runtime import SandboxSpec
+from polypod.spec import cdi
 from polypod.spec.capabilities import ALL_CAPABILITIES, capability_sets
+from polypod.spec.cdi import Edits
 from polypod.spec.devices import HostDevice, device_nodes, device_rules
 from polypod.spec.mounts import (
     MountInputs,
@@ -70,8 +74,17 @@ _CACHED_BYTES: Final = 64 * 1024
 class Assembler:
     """Implements `polypod.lifecycle.ports.ConfigBuilder`."""
 
-    def __init__(self, *, host: HostFacts) -> None:
+    def __init__(
+        self, *, host: HostFacts, cdi_directories: Sequence[Path] = CDI_DIRECTORIES
+    ) -> None:
+        """Build for a host.
+
+        Args:
+            host: what is known of it.
+            cdi_directories: where the files of CDI devices lie, the strongest last.
+        """
         self._host = host
+        self._cdi_directories = cdi_directories
         # Paths of clients may hang (a dead NFS server): they cost a thread here, never the loop.
         self._paths = ThreadPoolExecutor(8, "client-paths")
         self._databases: dict[ImageId, UserDatabase] = {}
@@ -114,8 +127,6 @@ class Assembler:
         """See `ConfigBuilder.container`."""
         config, image = request.config, request.image.config
         privileged = config.security.privileged
-        if config.cdi_devices:
-            raise Unsupported(f"CDI devices {list(config.cdi_devices)}: not in this version")
         self._check_apparmor(config.security.apparmor)
         user, maps = await self._user(request), pod_maps(request.sandbox.config)
         check_user(user, maps)
@@ -126,8 +137,13 @@ class Assembler:
             grantable=self._host.grantable if maps is None else frozenset(ALL_CAPABILITIES),
         )
         devices: list[HostDevice] = []
+        edits = Edits()
+        if config.cdi_devices:
+            edits, devices = await self._off_loop("CDI devices", self._cdi_devices, config)
+            groups = (*user.additional_gids, *edits.groups)
+            check_user(replace(user, additional_gids=groups), maps)
         if config.devices:
-            devices = await self._off_loop("devices", self._devices, config)
+            devices += await self._off_loop("devices", self._devices, config)
         if any(mount.host_path for mount in config.mounts):
             await self._off_loop("mounts", _check_sources, config)
         everything = self._host.all_devices() if privileged else ()
@@ -159,6 +175,8 @@ class Assembler:
             ),
             annotations=_annotations(request),
         )
+        if config.cdi_devices:
+            oci = cdi.apply(oci, edits)
         return BuiltConfig(oci, stop_signal(config.stop_signal, image.stop_signal))
 
     def _process(
@@ -201,6 +219,10 @@ class Assembler:
             where = item.container_path or item.host_path
             found += self._host.devices_at(item.host_path, where, item.permissions or "rwm")
         return found
+
+    def _cdi_devices(self, config: ContainerConfig) -> tuple[Edits, list[HostDevice]]:
+        edits = find_edits(config.cdi_devices, self._cdi_directories)
+        return edits, host_devices(edits.nodes)
 
     def _check_apparmor(self, profile: SecurityProfile | None) -> None:
         if profile is None or profile.profile_type is ProfileType.UNCONFINED:
