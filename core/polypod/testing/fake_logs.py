@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import select
 import socket
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -128,20 +127,16 @@ class _Container:
 
     def add_fan(self, stream: str) -> int:
         """Return a pipe that gets what the stream brings from now on."""
-        self._forget_who_left()
         ours, theirs = os.pipe()
         os.set_blocking(theirs, False)
         self.fans.setdefault(stream, []).append(theirs)
+        # A writing end is never readable: what is told of it is that its reader has left.
+        asyncio.get_running_loop().add_reader(theirs, self._forget_fan, stream, theirs)
         return ours
 
-    def _forget_who_left(self) -> None:
-        for fans in self.fans.values():
-            for fan in list(fans):
-                poll = select.poll()
-                poll.register(fan, 0)
-                if poll.poll(0):
-                    fans.remove(fan)
-                    os.close(fan)
+    def _forget_fan(self, stream: str, fan: int) -> None:
+        self.fans[stream].remove(fan)
+        _close_watched(fan)
 
     def add_client(self) -> int:
         """Return a pipe that leads to stdin."""
@@ -164,7 +159,7 @@ class _Container:
                 os.write(fan, data)
         if not data:
             for fan in self.fans.pop(stream, []):
-                os.close(fan)
+                _close_watched(fan)
 
     def close_console(self) -> None:
         if self.console is not None:
@@ -176,6 +171,11 @@ class _Container:
         if self.stdin is not None:
             os.close(self.stdin)
             self.stdin = None
+
+
+def _close_watched(fd: int) -> None:
+    asyncio.get_running_loop().remove_reader(fd)
+    os.close(fd)
 
 
 @dataclass(frozen=True, slots=True)
