@@ -11,6 +11,7 @@ import resource
 import signal
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import polypod
 from polypod.api.server import ApiServer, socket_path
@@ -20,6 +21,9 @@ from polypod.boot.reloading import Reloading
 from polypod.boot.removal import take_down
 from polypod.boot.watching import open_observers
 from polypod.config import Config, Source
+
+if TYPE_CHECKING:
+    from polypod.telemetry.watchers import TelemetrySet
 
 log = logging.getLogger("polypod.server")
 
@@ -61,10 +65,14 @@ async def _serve(source: Source, config: Config, where: places.Places) -> None:
     began = time.monotonic()
     leave, reload = _signals()
     recovered = asyncio.Event()
-    assembled = await assemble(config, where)
+    telemetry = _telemetry(config)
+    watch = telemetry.watch if telemetry is not None else None
+    assembled = await assemble(config, where, watch)
     reloading = Reloading(source, config, assembled, where, reload)
-    api = ApiServer(assembled.core, config.server.listen, ready=recovered.is_set)
+    api = ApiServer(assembled.core, config.server.listen, ready=recovered.is_set, watch=watch)
     try:
+        if telemetry is not None:
+            await telemetry.start(assembled.core.census, assembled.processes.restarts)
         await assembled.streaming.start()
         await api.start()
         if await _opened_before(leave, assembled, config):
@@ -80,7 +88,19 @@ async def _serve(source: Source, config: Config, where: places.Places) -> None:
         await assembled.streaming.stop()
         await assembled.core.close()
         await assembled.closers.aclose()
+        if telemetry is not None:
+            await telemetry.stop()
         log.info("left; workloads go on")
+
+
+def _telemetry(config: Config) -> TelemetrySet | None:
+    """Return what the configuration asks for; its libraries are loaded for nobody else."""
+    wanted = config.metrics
+    if not wanted.listen and not wanted.traces:
+        return None
+    from polypod.telemetry.watchers import TelemetrySet
+
+    return TelemetrySet(wanted.listen, traces=wanted.traces)
 
 
 async def _opened_before(leave: asyncio.Event, assembled: Assembled, config: Config) -> bool:

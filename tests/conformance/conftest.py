@@ -50,11 +50,11 @@ def server(
 ):
     """A server whose default handler is the one tested.
 
-    A module may set ``FAILPOINTS`` to rules that its servers run with.
+    A module may set ``FAILPOINTS`` to rules that its servers run with, and ``SETTINGS`` to more settings.
     """
     failpoints = getattr(request.module, "FAILPOINTS", "")
     server = Server(
-        handler.settings,
+        (*handler.settings, *getattr(request.module, "SETTINGS", ())),
         config=handler.config,
         environment={"POLYPOD_FAILPOINTS": failpoints},
     )

@@ -10,10 +10,10 @@ import contextlib
 import errno
 import logging
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextvars import ContextVar
 from itertools import count
-from typing import Any
+from typing import Any, Protocol
 
 import grpc
 from grpc import StatusCode
@@ -60,11 +60,26 @@ def code_and_text(error: BaseException) -> tuple[StatusCode, str]:
     return StatusCode.INTERNAL, f"internal error ({type(error).__name__}); see the server's log"
 
 
+class CallWatch(Protocol):
+    """Is told of every call; ``polypod.telemetry`` measures."""
+
+    def began(self, method: str, object_id: str, metadata: Sequence[tuple[str, str]], /) -> object:
+        """A call begins, in a context of its own; what is returned comes back at its end."""
+        ...
+
+    def ended(self, began: object, method: str, code: str, seconds: float, /) -> None:
+        """It has ended with this code."""
+        ...
+
+
 class Interceptor(grpc.aio.ServerInterceptor):
     """Wraps every handler of the services, refuses the calls of `UNIMPLEMENTED`."""
 
-    def __init__(self, ready: Callable[[], bool] = lambda: True) -> None:
-        """Refuse everything, Version too, until ``ready`` says yes."""
+    def __init__(
+        self, ready: Callable[[], bool] = lambda: True, watch: CallWatch | None = None
+    ) -> None:
+        """Refuse everything, Version too, until ``ready`` says yes; tell ``watch`` of all calls."""
+        self._watch = watch
         self._ready = ready
         self._numbers = count(1)
         self._wrapped: dict[str, Any] = {}
@@ -110,6 +125,7 @@ class Interceptor(grpc.aio.ServerInterceptor):
             object_id.set(_object_of(request))
             begin = time.perf_counter()
             code, text = StatusCode.OK, ""
+            token = self._began(name, context)
             try:
                 if not self._ready():
                     raise errors.Unavailable("the server is starting; try again in a moment")
@@ -122,7 +138,7 @@ class Interceptor(grpc.aio.ServerInterceptor):
                 if code in {StatusCode.INTERNAL, StatusCode.UNKNOWN}:
                     log.exception("rpc=%s failed", name)
             finally:
-                _log(name, code, text, (time.perf_counter() - begin) * 1e3)
+                self._ended(token, name, code, text, time.perf_counter() - begin)
             return await context.abort(code, _printable(text))
 
         return call
@@ -137,6 +153,7 @@ class Interceptor(grpc.aio.ServerInterceptor):
             object_id.set(_object_of(request))
             begin = time.perf_counter()
             code, text = StatusCode.OK, ""
+            token = self._began(name, context)
             try:
                 if not self._ready():
                     raise errors.Unavailable("the server is starting; try again in a moment")
@@ -151,11 +168,23 @@ class Interceptor(grpc.aio.ServerInterceptor):
                 if code in {StatusCode.INTERNAL, StatusCode.UNKNOWN}:
                     log.exception("rpc=%s failed", name)
             finally:
-                _log(name, code, text, (time.perf_counter() - begin) * 1e3)
+                self._ended(token, name, code, text, time.perf_counter() - begin)
             if code is not StatusCode.OK:
                 await context.abort(code, _printable(text))
 
         return call
+
+
+    def _began(self, name: str, context: Any) -> object:  # noqa: ANN401 - grpc.aio's
+        if self._watch is None:
+            return None
+        metadata = [(key, str(value)) for key, value in context.invocation_metadata() or ()]
+        return self._watch.began(name, object_id.get(), metadata)
+
+    def _ended(self, token: object, name: str, code: StatusCode, text: str, seconds: float) -> None:
+        if self._watch is not None:
+            self._watch.ended(token, name, code.name, seconds)
+        _log(name, code, text, seconds * 1e3)
 
 
 def _refusal(name: str, *, streams: bool) -> Any:  # noqa: ANN401 - generic over messages

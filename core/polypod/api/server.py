@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 import grpc
 
 from polypod.api.image_service import ImageService
-from polypod.api.interceptors import Interceptor
+from polypod.api.interceptors import CallWatch, Interceptor
 from polypod.api.runtime_service import RuntimeService
 from polypod.api.v1 import api_pb2_grpc as rpc
 from polypod.plugin.errors import FailedPrecondition, InvalidArgument
@@ -54,9 +54,15 @@ class ApiServer:
     """A started server; `start` answers when clients can connect."""
 
     def __init__(
-        self, lifecycle: Lifecycle, listen: str, *, ready: Callable[[], bool] = lambda: True
+        self,
+        lifecycle: Lifecycle,
+        listen: str,
+        *,
+        ready: Callable[[], bool] = lambda: True,
+        watch: CallWatch | None = None,
     ) -> None:
         """Choose where to listen; every call is answered UNAVAILABLE until ``ready`` says yes."""
+        self._watch = watch
         self.path = socket_path(listen)
         self._lifecycle = lifecycle
         self._ready = ready
@@ -71,7 +77,7 @@ class ApiServer:
         """
         prepare_socket(self.path)
         server = grpc.aio.server(
-            interceptors=(Interceptor(self._ready),),
+            interceptors=(Interceptor(self._ready, self._watch),),
             options=(
                 ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
                 ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),

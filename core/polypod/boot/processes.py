@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,6 +26,8 @@ class Processes:
     """Disconnect; they go on."""
     shutdown: Callable[[], Awaitable[None]]
     """End them; what they launched is gone before."""
+    restarts: Callable[[], Mapping[str, int]] = dict
+    """Role → how often it went away while we looked."""
 
 
 def is_simulated(config: Config) -> bool:
@@ -65,7 +67,7 @@ async def open_processes(config: Config, state: Path) -> Processes:
         await logs.aclose()
         await host.shutdown()
 
-    return Processes(host.supervisor, logs, close, shutdown)
+    return Processes(host.supervisor, logs, close, shutdown, host.losses)
 
 
 def _simulated() -> Processes:

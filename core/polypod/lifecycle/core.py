@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 
@@ -36,6 +37,7 @@ from polypod.lifecycle.tasks import Background
 from polypod.lifecycle.teardown import Teardown
 from polypod.lifecycle.updating import Updating, pod_resources
 from polypod.lifecycle.views import (
+    Census,
     ContainerState,
     ContainerView,
     ExecResult,
@@ -329,6 +331,19 @@ class Core:
         """GetContainerEvents: everything that happens from now on."""
         self._require_ready()
         return self._heart.feed.open()
+
+    def census(self) -> Census:
+        """Return how many sandboxes and containers there are, half-made ones too."""
+        heart = self._heart
+        return Census(
+            Counter((each.record.chosen_handler, str(each.record.state)) for each in heart.sandboxes),
+            Counter(
+                (each.sandbox.record.chosen_handler, str(each.record.state))
+                for each in heart.containers
+            ),
+            len(heart.feed.readers),
+            heart.feed.lost,
+        )
 
     def end_events(self) -> None:
         """End the streams of events: the server is about to leave."""

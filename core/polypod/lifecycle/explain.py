@@ -7,7 +7,7 @@ into the verbose status and ``polypod explain``.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
 from polypod.lifecycle.clock import Clock
@@ -18,10 +18,17 @@ _KEEP = 64
 class Explain:
     """Stages and evidence of one object."""
 
-    __slots__ = ("_clock", "_evidence", "_last", "_stages")
+    __slots__ = ("_clock", "_evidence", "_last", "_stages", "_told")
 
-    def __init__(self, clock: Clock) -> None:
+    def __init__(self, clock: Clock, told: Callable[[str, float, str], None] | None = None) -> None:
+        """Begin with nothing.
+
+        Args:
+            clock: times the stages.
+            told: called with each stage's name, seconds and error.
+        """
         self._clock = clock
+        self._told = told
         self._stages: deque[tuple[str, float, str]] = deque(maxlen=_KEEP)
         self._evidence: deque[tuple[int, str]] = deque(maxlen=_KEEP)
         self._last = ""
@@ -38,7 +45,10 @@ class Explain:
             outcome = f"{type(error).__name__}: {error}"
             raise
         finally:
-            self._stages.append((name, self._clock.monotonic() - begun, outcome))
+            took = self._clock.monotonic() - begun
+            self._stages.append((name, took, outcome))
+            if self._told is not None:
+                self._told(name, took, outcome)
 
     def note(self, text: str) -> None:
         """Keep a piece of evidence: a kernel's OOM report, a helper's stderr, a failed undo."""

@@ -48,6 +48,7 @@ class Reader:
     def put(self, event: EventView) -> None:
         """Take an event; one too many empties the buffer for good."""
         if self._lost or len(self._events) >= self._limit:
+            self._feed.lost += not self._lost
             self._lost += 1 + len(self._events)
             self._events.clear()
         else:
@@ -97,6 +98,8 @@ class Feed:
             limit: events that one reader may be behind.
         """
         self.readers: set[Reader] = set()
+        self.lost = 0
+        """Readers that were too slow."""
         self._clock = clock
         self._limit = limit
         self._last_ns = 0

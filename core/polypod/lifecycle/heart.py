@@ -36,6 +36,7 @@ class Heart:
         self.settings = parts.settings
         self.failpoints = Failpoints(parts.clock, parts.failpoints)
         self.state_files = StateFiles(parts.state_files)
+        self._told = parts.telemetry.stage if parts.telemetry is not None else None
         self.feed = Feed(parts.clock, parts.settings.events_behind)
         self.joins = Joins()
         self.sandboxes: PrefixIndex[Sandbox] = PrefixIndex("sandbox")
@@ -58,7 +59,7 @@ class Heart:
             record,
             self.parts.handlers.get(record.chosen_handler),
             self.parts.state / "sandboxes" / record.id,
-            Explain(self.clock),
+            Explain(self.clock, self._told),
         )
         self.sandboxes.add(record.id, sandbox)
         self.sandbox_names.take(record.config.metadata, record.id)
@@ -67,7 +68,10 @@ class Heart:
     def adopt_container(self, record: ContainerRecord, sandbox: Sandbox) -> Container:
         """Take a record into memory."""
         container = Container(
-            record, sandbox, self.parts.state / "containers" / record.id, Explain(self.clock)
+            record,
+            sandbox,
+            self.parts.state / "containers" / record.id,
+            Explain(self.clock, self._told),
         )
         self.containers.add(record.id, container)
         sandbox.containers[record.id] = container

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 
 from polypod.lifecycle.heart import Heart
 from polypod.plugin.errors import InvalidArgument
 from polypod.plugin.ids import ImageId
-from polypod.plugin.images import FilesystemUsage, Image, ImageStore, PullProgress
+from polypod.plugin.images import ARRIVING, FilesystemUsage, Image, ImageStore, PullProgress
 from polypod.plugin.requests import Auth
 
 
@@ -55,14 +56,36 @@ class Images:
 
         async def work() -> Image:
             steps = self._pulling.setdefault(reference, {})
-            try:
-                return await store.pull(
-                    reference, auth=auth, progress=lambda step: steps.update({step.what: step})
-                )
-            finally:
-                self._pulling.pop(reference, None)
+            received: dict[str, int] = {}
+
+            def progress(step: PullProgress) -> None:
+                steps[step.what] = step
+                if step.stage in ARRIVING:
+                    received[step.what] = step.done_bytes
+
+            with self._timed(received):
+                try:
+                    return await store.pull(reference, auth=auth, progress=progress)
+                finally:
+                    self._pulling.pop(reference, None)
 
         return await self._heart.joins.share(key, work)
+
+    @contextmanager
+    def _timed(self, received: Mapping[str, int]) -> Iterator[None]:
+        """Tell how a pull went, if anybody wants to know."""
+        telemetry, clock = self._heart.parts.telemetry, self._heart.clock
+        if telemetry is None:
+            yield
+            return
+        begun, error = clock.monotonic(), ""
+        try:
+            yield
+        except BaseException as failure:
+            error = type(failure).__name__
+            raise
+        finally:
+            telemetry.pulled(sum(received.values()), clock.monotonic() - begun, error)
 
     def progress(self, reference: str) -> Sequence[PullProgress]:
         """Return how far a pull under this very reference is: the last step of each part."""

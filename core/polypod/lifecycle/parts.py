@@ -7,7 +7,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from polypod.lifecycle.clock import Clock, SystemClock
-from polypod.lifecycle.ports import ConfigBuilder, HookCalls, Interfaces, Logs, StreamUrls
+from polypod.lifecycle.ports import (
+    ConfigBuilder,
+    HookCalls,
+    Interfaces,
+    Logs,
+    StreamUrls,
+    Telemetry,
+)
 from polypod.lifecycle.views import HandlerView
 from polypod.plugin.images import ImageStore
 from polypod.plugin.network import Network
@@ -75,6 +82,7 @@ class Parts:
     """Dies with the boot."""
     cgroup_parent: str = "/polypod"
     state_files: Path | None = None
+    telemetry: Telemetry | None = None
     interfaces: Interfaces | None = None
     """None: pods have no interfaces that anybody counts."""
     clock: Clock = field(default_factory=SystemClock)

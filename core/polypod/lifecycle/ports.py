@@ -200,6 +200,18 @@ class Interfaces(Protocol):
         ...
 
 
+class Telemetry(Protocol):
+    """Is told how long things took; ``polypod.telemetry`` measures. Nothing here may fail or wait."""
+
+    def stage(self, name: str, seconds: float, error: str, /) -> None:
+        """A stage of a sandbox's or container's life has just ended; ``error`` is empty if well."""
+        ...
+
+    def pulled(self, received: int, seconds: float, error: str, /) -> None:
+        """A pull has just ended; it has brought ``received`` bytes."""
+        ...
+
+
 class StreamUrls(Protocol):
     """Makes the URLs that Exec, Attach and PortForward answer; ``polypod.streaming`` serves them."""
 

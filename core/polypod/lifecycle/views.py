@@ -206,6 +206,16 @@ class PodMetricsView:
 
 
 @dataclass(frozen=True, slots=True)
+class Census:
+    """How many of what there is; by handler and state."""
+
+    sandboxes: Mapping[tuple[str, str], int]
+    containers: Mapping[tuple[str, str], int]
+    event_readers: int = 0
+    event_readers_lost: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class ExecResult:
     """ExecSync's answer."""
 

@@ -65,6 +65,8 @@ class PullProgress:
     total_bytes: int
 
 
+ARRIVING = frozenset({"downloading", "downloaded"})
+"""Stages in which ``done_bytes`` are bytes that came from elsewhere."""
 Progress = Callable[[PullProgress], None]
 
 

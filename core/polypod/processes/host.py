@@ -65,6 +65,15 @@ class ProcessHost:
             raise
         return host
 
+    def losses(self) -> dict[str, int]:
+        """Return role → how often it went away while we were connected."""
+        connections = {
+            "keeper": self.keeper,
+            "logger": self.logger,
+            "supervisor": self._supervisor,
+        }
+        return {role: each.losses for role, each in connections.items()}
+
     async def pids(self) -> dict[str, int]:
         """Return role → pid."""
         answer, _fds = await self.keeper.request("pids")
