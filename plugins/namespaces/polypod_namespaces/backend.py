@@ -7,6 +7,7 @@ What every backend on a host does alike lies in `polypod.backend`.
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -42,6 +43,7 @@ from polypod_namespaces.launching import Launches, joined_kinds, other_maps
 from polypod_namespaces.plugin import FEATURES
 
 _T = TypeVar("_T")
+_log = logging.getLogger(__name__)
 _THREADS = 8
 
 
@@ -60,6 +62,10 @@ async def open_backend(context: RuntimeContext) -> NamespacesBackend:
     backend = NamespacesBackend(context)
     await backend.restore()
     backend.users_problem = await _why_no_user_namespaces(context)
+    if backend.users_problem:
+        _log.warning(
+            "handler %s: no pods with user namespaces: %s", context.handler, backend.users_problem
+        )
     return backend
 
 
