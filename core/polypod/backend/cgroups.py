@@ -17,6 +17,8 @@ import signal as signals
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 
 from polypod.plugin.errors import BackendError, InvalidArgument
@@ -26,6 +28,7 @@ _CGROUP2_MAGIC = "cgroup2"
 _REMOVE_TRIES = 50
 INNER = "inside"
 """The name of what `Cgroups.join_inner` makes."""
+_READ_BYTES = 1 << 16
 _NO_LIMIT = 1 << 62
 
 
@@ -84,7 +87,7 @@ def discover(mountinfo: str | None = None) -> Hierarchies:
     if unified is None:
         msg = "no cgroup file system is mounted below /sys/fs/cgroup: mount one, see polypod doctor"
         raise BackendError(msg)
-    names = _read_or_empty(unified / "cgroup.controllers").split()
+    names = _read_or_empty(f"{unified}/cgroup.controllers").split()
     return Hierarchies(2, dict.fromkeys(names, unified), (unified,), unified)
 
 
@@ -164,8 +167,8 @@ class Cgroups:
         relative = _checked_path(path)
         for controller, writes in files.items():
             mount = self._mount_of(controller, writes)
-            for name, text in writes:
-                _write(mount / relative / name, text, path)
+            for name, texts in groupby(writes, itemgetter(0)):
+                _write(f"{mount}/{relative}/{name}", [text for _name, text in texts], path)
 
     def join_descriptors(self, path: str) -> list[int]:
         """Open the files into which a process writes "0" to join; the caller closes them.
@@ -249,16 +252,16 @@ class Cgroups:
         found: dict[str, list[tuple[str, str]]] = {}
         for controller, writes in files.items():
             mount = self._mount_of(controller, writes)
-            values = [(name, _read_or_empty(mount / relative / name).strip()) for name, _ in writes]
+            directory = f"{mount}/{relative}"
+            values = [(name, _read_or_empty(f"{directory}/{name}").strip()) for name, _ in writes]
             found[controller] = [(name, text) for name, text in reversed(values) if text]
         return found
 
     def processes(self, path: str) -> list[int]:
         """Return the pids in a cgroup and in those below it."""
-        mount = self.tracking
         found: list[int] = []
-        for directory in _walk(mount / _checked_path(path)):
-            found += [int(line) for line in _read_or_empty(directory / "cgroup.procs").split()]
+        for directory in _walk(f"{self.tracking}/{_checked_path(path)}"):
+            found += [int(line) for line in _read_or_empty(f"{directory}/cgroup.procs").split()]
         return found
 
     def exists(self, path: str) -> bool:
@@ -269,7 +272,7 @@ class Cgroups:
         """Signal every process of a cgroup until none is left that was not signalled."""
         directory = self.tracking / _checked_path(path)
         if self.version == 2 and signal == signals.SIGKILL and (directory / "cgroup.kill").exists():
-            _write(directory / "cgroup.kill", "1", path)
+            _write(f"{directory}/cgroup.kill", ["1"], path)
             return
         seen: set[int] = set()
         while True:
@@ -286,8 +289,22 @@ class Cgroups:
         Raises:
             BackendError: a process cannot be ended.
         """
-        self.kill(path, signals.SIGKILL)
-        self.remove(path)
+        if not self._remove_empty(path):
+            self.kill(path, signals.SIGKILL)
+            self.remove(path)
+
+    def _remove_empty(self, path: str) -> bool:
+        """Remove a cgroup that nothing is in any more; False: something may be left."""
+        relative = _checked_path(path)
+        # First where a process would be found and killed.
+        for mount in sorted(self.hierarchies.mounts, key=lambda mount: mount != self.tracking):
+            try:
+                os.rmdir(f"{mount}/{relative}")
+            except FileNotFoundError:
+                continue
+            except OSError:
+                return False
+        return True
 
     def remove(self, path: str) -> None:
         """Remove a cgroup and those below it in every hierarchy; gone ones are fine.
@@ -297,7 +314,7 @@ class Cgroups:
         """
         relative = _checked_path(path)
         for mount in self.hierarchies.mounts:
-            for directory in reversed(list(_walk(mount / relative))):
+            for directory in reversed(list(_walk(f"{mount}/{relative}"))):
                 _rmdir(directory, path)
 
     def remove_quietly(self, path: str) -> None:
@@ -327,7 +344,7 @@ class Cgroups:
         """Return the memory limit of a cgroup in bytes, -1 for none; None where nothing counts memory."""
         name = "memory.limit_in_bytes" if self.version == 1 else "memory.max"
         directory = self.directory("memory", path)
-        text = _read_or_empty(directory / name).strip() if directory else ""
+        text = _read_or_empty(f"{directory}/{name}").strip() if directory else ""
         if not text.isdigit():
             return -1 if text == "max" else None
         # v1 has no word for "no limit" but a number near 2⁶³.
@@ -342,10 +359,10 @@ class Cgroups:
         """Return how often the kernel killed for memory in this cgroup and those below it."""
         relative = _checked_path(path)
         if self.version == 2:
-            return _field(self.tracking / relative / "memory.events", "oom_kill")
+            return _field(f"{self.tracking}/{relative}/memory.events", "oom_kill")
         memory = self.hierarchies.controllers.get("memory")
-        below = _walk(memory / relative) if memory else ()
-        return sum(_field(each / "memory.oom_control", "oom_kill") for each in below)
+        below = _walk(f"{memory}/{relative}") if memory else ()
+        return sum(_field(f"{each}/memory.oom_control", "oom_kill") for each in below)
 
     def children(self, path: str) -> list[str]:
         """Return the names of the cgroups directly below."""
@@ -382,9 +399,9 @@ class Cgroups:
             # A parent is missing: make them one by one, so that cpuset is filled in on each.
             return self._make(mount, os.path.dirname(relative)) + self._make(mount, relative)
         if self.version == 1 and mount == self.hierarchies.controllers.get("cpuset"):
-            _inherit_cpuset(Path(directory))
+            _inherit_cpuset(directory)
         if self.version == 2:
-            _delegate(Path(directory).parent)
+            _delegate(os.path.dirname(directory))
         return [directory]
 
 
@@ -396,7 +413,7 @@ def _checked_path(path: str) -> str:
     return "/".join(parts)
 
 
-def _walk(directory: Path) -> Iterable[Path]:
+def _walk(directory: str) -> Iterable[str]:
     """The cgroup and all below it, outermost first; a missing one yields nothing."""
     try:
         with os.scandir(directory) as entries:
@@ -405,45 +422,67 @@ def _walk(directory: Path) -> Iterable[Path]:
         return
     yield directory
     for item in inner:
-        yield from _walk(Path(item))
+        yield from _walk(item)
 
 
-def _inherit_cpuset(directory: Path) -> None:
+def _inherit_cpuset(directory: str) -> None:
     """A v1 cpuset starts without processors, and nothing can join it then."""
+    parent = os.path.dirname(directory)
     for name in ("cpuset.cpus", "cpuset.mems"):
-        value = (directory.parent / name).read_text()
+        value = _read(f"{parent}/{name}")
         if not value.strip():
             # Somebody else is just making the parent; only a root is never empty.
-            _inherit_cpuset(directory.parent)
-            value = (directory.parent / name).read_text()
-        (directory / name).write_text(value)
+            _inherit_cpuset(parent)
+            value = _read(f"{parent}/{name}")
+        Path(f"{directory}/{name}").write_text(value)
 
 
-def _delegate(parent: Path) -> None:
+def _delegate(parent: str) -> None:
     """Give children the controllers that the parent has; one that cannot be given is left out."""
-    for name in _read_or_empty(parent / "cgroup.controllers").split():
-        try:
-            (parent / "cgroup.subtree_control").write_text(f"+{name}")
-        except OSError:
-            continue
+    for name in _read_or_empty(f"{parent}/cgroup.controllers").split():
+        with contextlib.suppress(OSError):
+            Path(f"{parent}/cgroup.subtree_control").write_text(f"+{name}")
 
 
-def _write(file: Path, text: str, path: str) -> None:
+def _write(file: str, texts: Sequence[str], path: str) -> None:
     try:
-        descriptor = os.open(file, os.O_WRONLY | os.O_CLOEXEC)
-        try:
-            os.write(descriptor, text.encode())
-        finally:
-            os.close(descriptor)
+        _write_all(file, texts)
     except OSError as error:
-        msg = f"cgroup {path}: cannot set {file.name} to {text!r}: {error.strerror}"
+        name = os.path.basename(file)
+        msg = f"cgroup {path}: cannot set {name} to {error.filename!r}: {error.strerror}"
         raise BackendError(msg) from error
 
 
-def _rmdir(directory: Path, path: str) -> None:
+def _write_all(file: str, texts: Sequence[str]) -> None:
+    """Write each text by a call of its own; an error's ``filename`` is the text that was refused."""
+    text = texts[0]
+    try:
+        descriptor = os.open(file, os.O_WRONLY | os.O_CLOEXEC)
+        try:
+            for text in texts:
+                os.write(descriptor, text.encode())
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, text) from error
+
+
+def _read(file: str) -> str:
+    """Return a small file's text; open() takes four times as long, mostly in system calls."""
+    descriptor = os.open(file, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        parts = [os.read(descriptor, _READ_BYTES)]
+        while parts[-1]:
+            parts.append(os.read(descriptor, _READ_BYTES))
+        return b"".join(parts).decode()
+    finally:
+        os.close(descriptor)
+
+
+def _rmdir(directory: str, path: str) -> None:
     for attempt in range(_REMOVE_TRIES):
         try:
-            directory.rmdir()
+            os.rmdir(directory)
             return
         except FileNotFoundError:
             return
@@ -477,14 +516,14 @@ def _signal(pid: int, signal: int) -> None:
         return
 
 
-def _read_or_empty(file: Path) -> str:
+def _read_or_empty(file: str) -> str:
     try:
-        return file.read_text()
+        return _read(file)
     except OSError:
         return ""
 
 
-def _field(file: Path, name: str) -> int:
+def _field(file: str, name: str) -> int:
     for line in _read_or_empty(file).splitlines():
         key, _, value = line.partition(" ")
         if key == name:

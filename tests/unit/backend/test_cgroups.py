@@ -229,3 +229,23 @@ def test_everybody_in_a_cgroup_is_signalled_and_it_is_removed(tmp_path):
     cgroups.end("/p/c")
     assert not (tmp_path / "pids/p/c").exists()
     cgroups.end("/p/c")
+
+
+def test_an_ended_cgroup_is_gone_with_those_below_it(tmp_path):
+    found = v1(tmp_path)
+    for below in ((), ("/p/c/exec",)):
+        for path in ("/p/c", *below):
+            for mount in found.hierarchies.mounts:
+                (mount / path.strip("/")).mkdir(parents=True)
+        found.end("/p/c")
+        assert not any((mount / "p/c").exists() for mount in found.hierarchies.mounts)
+        found.end("/p/c")  # gone already
+
+
+def test_a_refused_value_is_named_also_in_the_middle_of_a_file(tmp_path):
+    found = v1(tmp_path)
+    (tmp_path / "devices/p").mkdir()
+    (tmp_path / "devices/p/devices.allow").symlink_to("/dev/full")
+    writes = [("devices.allow", "a"), ("devices.allow", "b")]
+    with pytest.raises(BackendError, match=r"/p: cannot set devices.allow to 'a': No space left"):
+        found.apply("/p", {"devices": writes})
