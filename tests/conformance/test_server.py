@@ -8,7 +8,6 @@ import re
 import grpc
 import pytest
 
-from polypod.api.unimplemented import UNIMPLEMENTED
 from polypod.client import CriClient, CriError, pb
 from polypod.plugin.runtime import Feature
 
@@ -83,23 +82,21 @@ async def test_update_runtime_config_succeeds(cri: CriClient, cidr: str):
 
 
 @pytest.mark.parametrize("name", sorted(calls()))
-async def test_the_list_of_calls_that_are_not_implemented_is_exact(cri: CriClient, name: str):
+async def test_no_call_is_unimplemented(cri: CriClient, name: str):
     client, request, streams = calls()[name]
-    code, text = "", name
+    code = ""
     try:
         if streams:
             await _first(getattr(cri, client), name, request())
         else:
             await cri.call(getattr(cri, client), name, request())
     except CriError as error:
-        code, text = error.code.name, error.text
-    assert (code == "UNIMPLEMENTED") == (name in UNIMPLEMENTED)
-    assert code != "UNIMPLEMENTED" or name in text
+        code = error.code.name
+    assert code != "UNIMPLEMENTED"
 
 
-def test_there_are_43_calls_and_the_list_names_none_that_is_not():
+def test_there_are_43_calls():
     assert len(calls()) == 43
-    assert set(calls()) >= UNIMPLEMENTED
 
 
 async def test_the_socket_is_its_owners_alone(server):
@@ -110,8 +107,10 @@ async def test_the_socket_is_its_owners_alone(server):
 
 async def _first(stub, name: str, request) -> None:
     """Take the first item of a streaming call, or its beginning, or see it refused."""
+    # A stream of events begins, and nothing happens: that it has begun is what is asked.
+    limit = 1 if name == "GetContainerEvents" else 30
     try:
-        async for _item in getattr(stub, name)(request, timeout=30):
+        async for _item in getattr(stub, name)(request, timeout=limit):
             return
     except grpc.aio.AioRpcError as error:
         raise CriError(name, error.code(), error.details() or "") from None

@@ -10,7 +10,7 @@ import contextlib
 import errno
 import logging
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
 from contextvars import ContextVar
 from itertools import count
 from typing import Any, Protocol
@@ -19,8 +19,6 @@ import grpc
 from grpc import StatusCode
 from typing_extensions import override
 
-import polypod
-from polypod.api.unimplemented import UNIMPLEMENTED
 from polypod.plugin import errors
 
 log = logging.getLogger("polypod.api")
@@ -73,7 +71,7 @@ class CallWatch(Protocol):
 
 
 class Interceptor(grpc.aio.ServerInterceptor):
-    """Wraps every handler of the services, refuses the calls of `UNIMPLEMENTED`."""
+    """Wraps every handler of the services."""
 
     def __init__(
         self, ready: Callable[[], bool] = lambda: True, watch: CallWatch | None = None
@@ -99,9 +97,6 @@ class Interceptor(grpc.aio.ServerInterceptor):
         if handler is None:
             return None
         name = method.rpartition("/")[2]
-        if name in UNIMPLEMENTED:
-            self._wrapped[method] = refused = _refusal(name, streams=handler.response_streaming)
-            return refused
         if handler.response_streaming:
             wrapped = grpc.unary_stream_rpc_method_handler(
                 self._stream(name, handler.unary_stream),
@@ -144,7 +139,7 @@ class Interceptor(grpc.aio.ServerInterceptor):
         return call
 
     def _stream(
-        self, name: str, serve: Callable[..., AsyncIterator[Any]]
+        self, name: str, serve: Callable[..., AsyncGenerator[Any]]
     ) -> Callable[..., AsyncIterator[Any]]:
         """Return what `_unary` does for a call whose answer is a stream."""
 
@@ -185,22 +180,6 @@ class Interceptor(grpc.aio.ServerInterceptor):
         if self._watch is not None:
             self._watch.ended(token, name, code.name, seconds)
         _log(name, code, text, seconds * 1e3)
-
-
-def _refusal(name: str, *, streams: bool) -> Any:  # noqa: ANN401 - generic over messages
-    """Return a handler that answers UNIMPLEMENTED at once, without reading the request."""
-    text = f"polypod {polypod.__version__} does not implement {name}"
-
-    async def unary(_request: bytes, context: Any) -> Any:  # noqa: ANN401
-        return await context.abort(StatusCode.UNIMPLEMENTED, text)
-
-    async def stream(_request: bytes, context: Any) -> AsyncIterator[bytes]:  # noqa: ANN401
-        await context.abort(StatusCode.UNIMPLEMENTED, text)
-        yield b""
-
-    if streams:
-        return grpc.unary_stream_rpc_method_handler(stream)
-    return grpc.unary_unary_rpc_method_handler(unary)
 
 
 def _unless_bytes(serialize: Callable[[Any], bytes]) -> Callable[[Any], bytes]:

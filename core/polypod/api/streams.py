@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from google.protobuf.message import Message
 
 V = TypeVar("V")
+M = TypeVar("M")
 
 PIECE_BYTES = 1 << 20
 """Of items in one message: far below what clients accept (16 MiB), far above what a message costs."""
@@ -23,10 +24,10 @@ PIECE_BYTES = 1 << 20
 async def pieces(
     views: Iterable[V],
     encode: Callable[[V], Message],
-    wrap: Callable[[Sequence[Any]], Message],
+    wrap: Callable[[Sequence[Any]], M],
     *,
     limit: int = PIECE_BYTES,
-) -> AsyncIterator[Message]:
+) -> AsyncIterator[M]:
     """Yield messages that hold all views, in order; none for no views.
 
     Args:

@@ -167,7 +167,7 @@ def _processes(cgroups: Cgroups, path: str) -> dict[str, object]:
 
 def _open_files(pid: int) -> list[str]:
     """Return what a process has open; nothing for one that has just ended."""
-    found = []
+    found: list[str] = []
     try:
         with os.scandir(f"/proc/{pid}/fd") as entries:
             found.extend(os.readlink(entry.path) for entry in entries)

@@ -323,9 +323,9 @@ class Core:
         return self._metrics.descriptors()
 
     async def list_metrics(self) -> Sequence[PodMetricsView]:
-        """ListPodSandboxMetrics: see `Metrics.list`."""
+        """ListPodSandboxMetrics: see `Metrics.all`."""
         self._require_ready()
-        return await self._metrics.list()
+        return await self._metrics.all()
 
     def open_events(self) -> Reader:
         """GetContainerEvents: everything that happens from now on."""

@@ -45,7 +45,7 @@ class Metrics:
         """Return what metrics there may be: the same as long as the server runs."""
         return [MetricDescriptor(row.name, row.help, row.label_keys) for row in self._rows]
 
-    async def list(self) -> Sequence[PodMetricsView]:
+    async def all(self) -> Sequence[PodMetricsView]:
         """Return the metrics of all READY pods and of their running containers, in one pass."""
         if not self._rows:
             return []

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 from polypod.lifecycle.heart import Heart
 from polypod.lifecycle.objects import Sandbox
@@ -144,7 +145,7 @@ def _sum(containers: Sequence[StatsView]) -> ContainerUsage | None:
     usages = [each.usage for each in containers if each.usage is not None]
     if not usages or len(usages) != len(containers):
         return None
-    totals: dict[str, int] = {}
+    totals: dict[str, Any] = {}
     for name in _SUMMED:
         values = [getattr(each, name) for each in usages]
         if None not in values:

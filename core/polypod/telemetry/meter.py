@@ -9,6 +9,7 @@ from prometheus_client import CollectorRegistry, Counter, Histogram, ProcessColl
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 from prometheus_client.registry import Collector
+from typing_extensions import override
 
 from polypod.lifecycle.views import Census
 
@@ -105,6 +106,7 @@ class _Constant(Collector):
     def __init__(self, metric: Metric) -> None:
         self._metric = metric
 
+    @override
     def collect(self) -> Iterable[Metric]:
         return [self._metric]
 
@@ -118,6 +120,7 @@ class _Living(Collector):
         self._census = census
         self._restarts = restarts
 
+    @override
     def collect(self) -> Iterator[Metric]:
         """Yield the families."""
         census = self._census()
@@ -137,11 +140,11 @@ class _Living(Collector):
             "Streams of events that were ended because they were read too slowly",
             value=census.event_readers_lost,
         )
-        family = CounterMetricFamily(
+        gone = CounterMetricFamily(
             "polypod_process_restarts",
             "How often keeper, supervisor or logger went away while this server ran",
             labels=("process",),
         )
         for process, number in sorted(self._restarts().items()):
-            family.add_metric((process,), number)
-        yield family
+            gone.add_metric((process,), number)
+        yield gone

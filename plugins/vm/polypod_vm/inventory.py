@@ -66,10 +66,14 @@ def usage(row: Mapping[str, Any]) -> ContainerUsage:
 def _pressure(value: list[Any]) -> Pressure | None:
     """Return what a guest told of a pressure; what has another shape is not known."""
     try:
-        some, full = (PressureLine(*map(float, line[:3]), int(line[3])) for line in value)
-    except (TypeError, ValueError, IndexError):
+        some, full = (_line(*line) for line in value)
+    except (TypeError, ValueError):
         return None
     return Pressure(some, full)
+
+
+def _line(avg10: float, avg60: float, avg300: float, total_ns: int) -> PressureLine:
+    return PressureLine(float(avg10), float(avg60), float(avg300), int(total_ns))
 
 
 def _counts(value: object) -> bool:

@@ -12,7 +12,6 @@ import pytest
 
 from polypod.api.interceptors import code_and_text
 from polypod.api.server import ApiServer, prepare_socket, socket_path
-from polypod.api.unimplemented import UNIMPLEMENTED
 from polypod.api.v1 import api_pb2 as pb
 from polypod.client import CriClient, CriError
 from polypod.lifecycle.views import StreamChoice
@@ -212,24 +211,6 @@ async def test_long_error_text_arrives(wire):
 def test_every_error_has_a_code():
     for kind in errors.PolypodError.__subclasses__():
         assert code_and_text(kind("x"))[0] is not grpc.StatusCode.INTERNAL
-
-
-@pytest.mark.parametrize("name", sorted(UNIMPLEMENTED))
-async def test_unimplemented(wire, name):
-    _, cri, _ = wire
-    method = next(
-        m
-        for service in pb.DESCRIPTOR.services_by_name.values()
-        for m in service.methods
-        if m.name == name
-    )
-    request = getattr(pb, method.input_type.name)()
-    stub = cri.images if method.containing_service.name == "ImageService" else cri.runtime
-    call = getattr(stub, name)(request, timeout=10)
-    with pytest.raises(grpc.aio.AioRpcError) as caught:
-        await (call.read() if method.server_streaming else call)
-    assert caught.value.code() is grpc.StatusCode.UNIMPLEMENTED
-    assert name in caught.value.details()
 
 
 META = pb.PodSandboxMetadata(name="p", namespace="n", uid="u")
