@@ -18,6 +18,7 @@ from polypod.plugin import (
     ExecSpec,
     NamespaceMode,
     Resources,
+    SandboxConfig,
     Stdio,
     Unsupported,
 )
@@ -36,6 +37,7 @@ from polypod.spec.compile import (
 )
 from polypod.spec.mount_options import parse_mount_options
 from polypod.spec.resources import CgroupFacts, oci_resources
+from polypod.spec.sysctls import checked_sysctls
 
 POD_FILES: Final = {"hostname": "hostname", "hosts": "hosts", "resolv.conf": "resolv.conf"}
 SHM: Final = "shm"
@@ -72,6 +74,15 @@ def block_image(rootfs: Rootfs) -> Image:
 def pod_kinds(mode: NamespaceMode) -> list[str]:
     """Return the namespaces that a pod's containers share; the machine itself is their network."""
     return sorted(_POD_KINDS if mode is NamespaceMode.POD else _POD_KINDS - {"pid"})
+
+
+def pod_sysctls(config: SandboxConfig) -> dict[str, str]:
+    """Return the kernel parameters of a pod, which its guest sets; judged as on a host.
+
+    Raises:
+        InvalidArgument: one belongs to no namespace of a pod.
+    """
+    return checked_sysctls(config.sysctls, host_network=False, host_ipc=False)
 
 
 def guest_namespaces(config: OciConfig, pid: NamespaceMode) -> tuple[Namespace, ...]:

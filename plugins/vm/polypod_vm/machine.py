@@ -27,11 +27,12 @@ from polypod.plugin import (
     SandboxSpec,
     Supervisor,
     Unavailable,
+    Unsupported,
 )
 from polypod_vm import child, held
 from polypod_vm.domain import Disk, Domain, disk_target
 from polypod_vm.hypervisor import Hypervisor
-from polypod_vm.launching import POD_FILES, Image, pod_kinds
+from polypod_vm.launching import POD_FILES, Image, pod_kinds, pod_sysctls
 from polypod_vm.link import Lost, Message, RelayLink
 
 _log = logging.getLogger(__name__)
@@ -145,6 +146,8 @@ class Machine:
             )
             await asyncio.shield(self.end())
             await asyncio.shield(self.remove())
+            if isinstance(error, Unsupported):
+                raise Unsupported(f"sandbox {self.id}: {error}") from error
             if isinstance(error, (TimeoutError, PolypodError, OSError)):
                 raise BackendError(
                     f"sandbox {self.id}: its VM did not come up: {str(error) or f'no answer in {boot_s:g} s'}; "
@@ -242,6 +245,7 @@ class Machine:
                 "files": await asyncio.to_thread(_pod_files, spec.directory),
                 "network": dict(network),
                 "kinds": pod_kinds(spec.config.security.namespaces.pid),
+                "sysctls": pod_sysctls(spec.config),
             }
         )
 

@@ -29,6 +29,7 @@ FEATURES: Final = frozenset(
         Feature.TARGET_PID,
         Feature.SECCOMP,
         Feature.RESOURCES,
+        Feature.SYSCTLS,
         Feature.TTY,
     ]
 )

@@ -14,6 +14,7 @@ import time
 from polypod.plan import channel
 from polypod.plan.operations import Plan
 from polypod.supervisor.server import Loop
+from polypod.supervisor.steps.namespaces import sysctl_path
 from polypod_vm_child import guest_roots as roots
 from polypod_vm_child.guest_channel import Channel
 from polypod_vm_child.guest_forwards import Forwards
@@ -24,7 +25,7 @@ from polypod_vm_child.streams import Sink, Source
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
     from typing import Any
 
     Message = dict[str, Any]
@@ -126,7 +127,10 @@ class Bridge:
             answer({}, error)
 
         request = {"op": "make_namespaces", "sandbox": _SANDBOX, "kinds": message["kinds"]}
-        self.peers.ask({**request, "hostname": hostname, "sysctls": {}}, [], made)
+        sysctls = message["sysctls"]
+        _require_sysctls(sysctls)
+        # The machine's network is the pod's, so all of them are set from inside of what is made here.
+        self.peers.ask({**request, "hostname": hostname, "sysctls": sysctls}, [], made)
         return None
 
     def launch(self, message: Message, answer: Answer) -> None:
@@ -410,6 +414,13 @@ _OPERATIONS: dict[str, Callable[[Bridge, Message, Answer], Message | None]] = {
     "list": Bridge.list,
     "forward": Bridge.forward,
 }
+
+
+def _require_sysctls(names: Iterable[str]) -> None:
+    for name in names:
+        if not os.path.exists(f"/proc/sys/{sysctl_path(name)}"):
+            release = os.uname().release
+            raise Refused("Unsupported", f"sysctl {name}: the guest's kernel {release} has none")
 
 
 def _serve_nobody(_peer: object, _message: object, _fds: object) -> None:

@@ -145,6 +145,29 @@ def all_processes(word: str) -> list[int]:
     return [pid for pid in found if word in command(pid)]
 
 
+async def test_sysctls_are_the_guests(pods):
+    host = Path("/proc/sys/kernel/shm_rmid_forced").read_text()
+    wanted = {"kernel.shm_rmid_forced": "1", "net.ipv4.ip_unprivileged_port_start": "81"}
+    pod = await pods.run("tuned", sysctls=wanted)
+    box = await pod.start()
+    for name, value in wanted.items():
+        path = f"/proc/sys/{name.replace('.', '/')}"
+        assert (await pod.sh(box, f"cat {path}")).strip() == value
+    assert Path("/proc/sys/kernel/shm_rmid_forced").read_text() == host
+
+
+async def test_sysctls_that_a_pod_does_not_own_or_the_guest_does_not_have_are_refused(pods, server):
+    before = server.residue()
+    with refused("INVALID_ARGUMENT", "kernel.panic"):
+        await pods.run("unsafe", sysctls={"kernel.panic": "1"})
+    newer = "net.ipv4.tcp_rto_min_us"
+    if not Path(f"/proc/sys/{newer.replace('.', '/')}").exists():
+        pytest.skip(f"this host's kernel has no {newer} either")
+    with refused("FAILED_PRECONDITION", newer, "the guest's kernel"):
+        await pods.run("newer", sysctls={newer: "1"})
+    assert server.settled(before) == {}
+
+
 async def test_what_a_machine_does_not_have_is_refused_before_anything_is_made(pods, cri, server):
     before = server.residue()
     security = pb.LinuxSandboxSecurityContext(namespace_options=pb.NamespaceOption(network=pb.NODE))
