@@ -7,7 +7,7 @@ HOST_STAMP := $(VENV)/.host-packages
 DEV_INPUTS := requirements-dev.txt constraints.txt core/pyproject.toml $(wildcard plugins/*/pyproject.toml)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check fmt bench bench-peers conformance proto docs clean
+.PHONY: help setup demo test check fmt bench soak bench-peers conformance proto docs clean
 
 help:  ## print this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -46,6 +46,9 @@ fmt: setup  ## format the code and mend what the linter can mend
 
 bench: setup  ## this host's figures, and its handlers side by side; a table and bench/out/*.json (ARGS=--quick, ARGS=--help)
 	$(BIN)/python -m bench $(ARGS)
+
+soak: setup  ## 2,000 pods with exec, attach and port-forward, 8 at once: no error, nothing left, memory flat (ARGS="--pods 200")
+	$(BIN)/python -m bench.soak $(ARGS)
 
 bench-peers: setup  ## the same client on polypod and on Debian's containerd in turns; ratios and bench/out/peers-*.json (ARGS=--quick)
 	$(BIN)/python -m bench.peers $(ARGS)
