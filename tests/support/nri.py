@@ -21,7 +21,7 @@ from polypod.plugin.observer import ContainerFacts, SandboxFacts, Snapshot
 from polypod_nri.stub import PluginStub
 from polypod_nri.wire import api
 
-LIMIT_S = 20.0
+LIMIT_S = 5.0
 
 
 def sandbox_facts(number=1, state="ready"):
@@ -167,3 +167,11 @@ class Lab:
         self.services.add(made)
         self.plugin.polypod_container_created(made)
         return made.config
+
+
+async def close_all(open_lab):
+    for lab, observer in open_lab.opened:
+        for recorder in lab.recorders:
+            await recorder.stub.stop()
+        await observer.close()
+    open_lab.opened.clear()

@@ -163,8 +163,13 @@ class Adjusted:
 
     def _devices(self, wanted: Iterable[api.LinuxDevice]) -> None:
         removed = self._removals("Devices", [each.path for each in wanted])
-        found = {each.path: each for each in self.config.linux.devices if each.path not in removed}
-        rules = list(self.config.linux.resources.devices)
+        found = {each.path: each for each in self.config.linux.devices}
+        gone = [_numbers(found.pop(path)) for path in removed & found.keys()]
+        rules = [
+            rule
+            for rule in self.config.linux.resources.devices
+            if not rule.allow or (rule.type, rule.major, rule.minor) not in gone
+        ]
         for each in wanted:
             if each.path.startswith("-"):
                 continue
@@ -291,6 +296,10 @@ def _device(wanted: api.LinuxDevice) -> OciDevice:
         optional("uid"),
         optional("gid"),
     )
+
+
+def _numbers(device: OciDevice) -> tuple[str, int, int]:
+    return device.type, device.major, device.minor
 
 
 def _seccomp(wanted: api.LinuxSeccomp) -> Seccomp:

@@ -133,8 +133,9 @@ class Connection:
     async def close(self, reason: str) -> None:
         """`abandon`, and wait until nothing of ours runs."""
         self.abandon(reason)
-        mine = [task for task in (*self._served, self._reading) if task is not None]
-        await asyncio.gather(*mine, return_exceptions=True)
+        mine = {task for task in (*self._served, self._reading) if task is not None}
+        me = asyncio.current_task()  # who closes from inside an answer cannot wait for it
+        await asyncio.gather(*(task for task in mine if task is not me), return_exceptions=True)
         if self._writer is not None:
             with contextlib.suppress(OSError):
                 await self._writer.wait_closed()

@@ -127,7 +127,9 @@ class NriObserver:
         self._report()
 
     def _report(self) -> None:
-        plugins = [_described(peer) for peer in (*self._peers, *self._closed)]
+        here = {peer.title for peer in self._peers}
+        closed = {peer.title: peer for peer in self._closed if peer.title not in here}
+        plugins = [_described(peer) for peer in (*self._peers, *closed.values())]
         self._services.report(
             {
                 "socket": self._settings.socket,

@@ -49,8 +49,14 @@ EVENTS = {
 }
 """Method → event."""
 ALL_EVENTS = sum(1 << (event - 1) for event in EVENTS.values())
-_ANSWERED = {"UpdatePodSandbox", "CreateContainer", "UpdateContainer", "StopContainer"}
-"""Methods that plugins have had from the start: what the others tell came by StateChange once."""
+_ANSWERED = {
+    "UpdatePodSandbox",
+    "CreateContainer",
+    "UpdateContainer",
+    "StopContainer",
+    "ValidateContainerAdjustment",
+}
+"""Methods whose answers count: what the others tell came by StateChange once."""
 
 _INDEX = re.compile(r"[0-9]{2}")
 _NAME = re.compile(r"[A-Za-z0-9_.+-]+")
@@ -63,9 +69,11 @@ class _Job:
     """A call that waits for its turn."""
 
     work: Callable[[], Awaitable[wire.Message | None]]
-    done: asyncio.Future[wire.Message | None] = field(
-        default_factory=lambda: asyncio.get_running_loop().create_future()
-    )
+    done: asyncio.Future[wire.Message | None] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.done = asyncio.get_running_loop().create_future()
+        self.done.add_done_callback(_look)
 
 
 class Peer:
@@ -210,7 +218,6 @@ class Peer:
         self, work: Callable[[], Awaitable[wire.Message | None]]
     ) -> asyncio.Future[wire.Message | None]:
         job = _Job(work)
-        job.done.add_done_callback(_look)
         if not self.alive:
             _fail(job, Gone(self.reason))
             return job.done
@@ -321,6 +328,7 @@ class Peer:
             request.NRI_version or "unknown",
         )
         self._registered.set_result(None)
+        self._changed(self)
 
 
 def parse_name(file_name: str) -> tuple[str, str] | None:

@@ -22,9 +22,9 @@ from polypod.plugin.observer import ContainerFacts, ObserverServices, SandboxFac
 from polypod_nri import describing, limits, syncing, wire
 from polypod_nri.adjusting import Adjusted
 from polypod_nri.connection import Gone, Refused
-from polypod_nri.owners import Owners
 from polypod_nri.peer import Peer
 from polypod_nri.settings import Settings
+from polypod_nri.updates import Updates
 from polypod_nri.wire import api
 
 log = logging.getLogger(__name__)
@@ -275,7 +275,7 @@ class Relay:
 
     def _evict(self, wanted: Sequence[api.ContainerEviction], title: str) -> None:
         for each in wanted:
-            facts = self._containers.get(ContainerId(each.container_id))
+            facts = self._services.container(ContainerId(each.container_id))
             if facts is None:
                 log.warning(
                     "NRI plugin %s: container %s is not there to be evicted",
@@ -415,63 +415,6 @@ class Relay:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return task
-
-
-class Updates:
-    """What plugins want of containers that exist: of each, no limit by two plugins."""
-
-    def __init__(self) -> None:
-        self._updates: list[api.ContainerUpdate] = []
-        self._owners: dict[str, Owners] = {}
-        self.title = ""
-
-    def add(self, wanted: Sequence[api.ContainerUpdate], title: str) -> None:
-        """Take what one plugin wants.
-
-        Raises:
-            FailedPrecondition: another one wants a limit of the same container to be otherwise.
-        """
-        for update in wanted:
-            owners = self._owners.setdefault(update.container_id, Owners())
-            for field, key, _value in limits.fields(update.linux.resources):
-                other = owners.claim(field, key, title)
-                if other:
-                    raise FailedPrecondition(
-                        f"NRI plugins {other} and {title} both set {field} of container "
-                        f"{update.container_id}"
-                    )
-            self._updates.append(update)
-            self.title = title
-
-    def all(self) -> list[api.ContainerUpdate]:
-        """Return all that is wanted."""
-        return list(self._updates)
-
-    def take(self, container_id: str) -> list[api.ContainerUpdate] | None:
-        """Take out and return what is wanted of one container; None if that is nothing."""
-        own = [each for each in self._updates if each.container_id == container_id]
-        self._updates = [each for each in self._updates if each.container_id != container_id]
-        return own or None
-
-    @staticmethod
-    def merged(wanted: Resources, own: Sequence[api.ContainerUpdate]) -> Resources:
-        """Return limits with what plugins want of the same container above them.
-
-        Raises:
-            FailedPrecondition: one of them cannot be changed.
-        """
-        message = limits.from_cri(wanted)
-        for update in own:
-            message.MergeFrom(update.linux.resources)
-        pages = {item.page_size: item.limit for item in message.hugepage_limits}
-        del message.hugepage_limits[:]
-        for size, limit in pages.items():
-            message.hugepage_limits.add(page_size=size, limit=limit)
-        try:
-            merged = limits.to_cri(limits.fields(message))
-        except limits.CannotUpdate as error:
-            raise FailedPrecondition(str(error)) from error
-        return replace(merged, oom_score_adj=wanted.oom_score_adj)
 
 
 def _heard(peer: Peer, method: str, done: asyncio.Future[wire.Message | None]) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from support.nri import FakeServices, Lab
+from support.nri import FakeServices, Lab, close_all
 
 from polypod_nri.plugin import NriPlugin
 
@@ -42,11 +42,3 @@ async def lab(open_lab):
     made = await open_lab()
     yield made
     await close_all(open_lab)
-
-
-async def close_all(open_lab):
-    for lab, observer in open_lab.opened:
-        for recorder in lab.recorders:
-            await recorder.stub.stop()
-        await observer.close()
-    open_lab.opened.clear()
