@@ -13,6 +13,7 @@ import os
 import secrets
 import stat
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from polypod.plugin.errors import BackendError, InvalidArgument, PolypodError
@@ -74,6 +75,12 @@ class Layers:
                     self._make(lease, chain_id, (digest, media), diff_id, done, told)
             done.append(place / "fs")
         return tuple(done)
+
+    def expect(self, image: StoredImage) -> None:
+        """Get ready to unpack, if something of an image will have to be: its blobs are still on their way."""
+        if any(chain_id not in self._catalog.layers for chain_id in image.chain):
+            with suppress(PolypodError):  # told by the job itself
+                self._unpackers.warm()
 
     def unsynced(self) -> list[Digest]:
         """Return the layers that a loss of power could still damage."""

@@ -98,6 +98,16 @@ class Unpackers:
         self._timer: threading.Timer | None = None
         self._closed = False
 
+    def warm(self) -> None:
+        """Have the unpacker executed if it is not there: the next job need not wait for that.
+
+        Raises:
+            BackendError: it cannot be had.
+        """
+        with self._lock:
+            self._begun()
+            self._end_later()
+
     def unpack(
         self,
         blob: Path,

@@ -242,6 +242,25 @@ def test_it_ends_when_there_was_nothing_to_do(tmp_path, job):
         job(unpackers, "c")
 
 
+def test_it_can_be_there_before_its_first_job_and_ends_without_one(tmp_path, job):
+    (tmp_path / "room").mkdir()
+    unpackers = Unpackers(tmp_path / "room", Limits(), 2)
+    unpackers.warm()
+    process = unpackers._server._process
+    unpackers.warm()
+    job(unpackers, "a")
+    assert unpackers._server._process is process
+    unpackers.close()
+    assert process.returncode == 0
+    unpackers = Unpackers(tmp_path / "room", Limits(), 2, idle_s=0.05)
+    unpackers.warm()
+    process = unpackers._server._process
+    _until(lambda: process.poll() is not None)
+    unpackers.close()
+    with pytest.raises(Unavailable, match="closing"):
+        unpackers.warm()
+
+
 @pytest.mark.parametrize(
     ("code", "words"),
     [

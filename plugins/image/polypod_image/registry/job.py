@@ -210,6 +210,9 @@ class Job:
         """
         try:
             async with asyncio.TaskGroup() as group:
+                group.create_task(
+                    in_thread(self._workshop.unpacking, self._inventory.layers.expect, image)
+                )
                 arrivals = [group.create_task(self._fetch(each)) for each in manifest.layers]
                 group.create_task(self._unpack(manifest, image, arrivals))
         except BaseExceptionGroup as failed:
