@@ -19,6 +19,7 @@ from polypod.testing import (
     runtime_checks_lifecycle,
     runtime_checks_process,
     runtime_checks_recovery,
+    runtime_checks_resources,
 )
 from polypod.testing.runtime_lab import (
     Box,
@@ -48,4 +49,5 @@ CHECKS: tuple[Check, ...] = (
     *runtime_checks_exec.CHECKS,
     *runtime_checks_forward.CHECKS,
     *runtime_checks_recovery.CHECKS,
+    *runtime_checks_resources.CHECKS,
 )

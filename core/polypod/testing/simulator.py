@@ -239,10 +239,12 @@ class SimulatorBackend:
         await self._begin("details")
         found = (self.world.containers.get(each) for each in container_ids)
         now = self.world.clock.now_ns()
+        running = (each for each in found if each and each.state is BackendState.RUNNING)
+        counted = MetricGroup.PROCESS in groups
         return {
-            each.id: ContainerDetail(now, processes=len(each.group.processes))
-            for each in found
-            if each is not None and each.group is not None and MetricGroup.PROCESS in groups
+            each.id: ContainerDetail(now, processes=len(each.group.processes) if counted else None)
+            for each in running
+            if each.group is not None
         }
 
     async def sandbox_stats(

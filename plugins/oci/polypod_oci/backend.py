@@ -15,6 +15,7 @@ from pathlib import Path
 
 from typing_extensions import override
 
+from polypod.backend import limits
 from polypod.backend.cgroups import Cgroups, discover
 from polypod.backend.containers import Container, Containers, end_process
 from polypod.backend.sandboxes import Sandboxes
@@ -36,6 +37,7 @@ from polypod.plugin import (
     Launched,
     LiveProcess,
     MetricGroup,
+    PodResources,
     ProcessId,
     Resources,
     RuntimeContext,
@@ -43,6 +45,7 @@ from polypod.plugin import (
     SandboxSpec,
     Session,
 )
+from polypod.spec.updates import pod_total
 from polypod_oci.calls import Calls
 from polypod_oci.criu import Criu, can_checkpoint
 from polypod_oci.inventory import Bundle
@@ -71,7 +74,7 @@ async def open_backend(context: RuntimeContext) -> OciBackend:
 
 
 class OciBackend:
-    """Implements `RuntimeBackend`, `Narrowed`, `Execs` and `StatsSource`."""
+    """Implements `RuntimeBackend`, `Narrowed`, `Execs`, `Resizable` and the sources of counters."""
 
     def __init__(self, context: RuntimeContext, calls: Calls, cgroups: Cgroups) -> None:
         self._handler = context.handler
@@ -176,6 +179,12 @@ class OciBackend:
     async def update(self, container_id: ContainerId, resources: Resources, /) -> None:
         """See `RuntimeBackend.update`."""
         await self._calls.update(self._containers.known(container_id), resources)
+
+    async def resize(self, sandbox_id: SandboxId, limits_: PodResources, /) -> None:
+        """See `Resizable.resize`: the sandbox's cgroup is ours, the runtime knows nothing of it."""
+        cgroup = self._sandboxes.known(sandbox_id).cgroup
+        total = pod_total(limits_.resources, limits_.overhead)
+        await asyncio.to_thread(limits.update, self._cgroups, cgroup, total)
 
     async def status(self, container_id: ContainerId, /) -> BackendStatus:
         """See `RuntimeBackend.status`."""
