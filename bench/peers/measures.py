@@ -35,7 +35,7 @@ class Sizes:
     logs: int = 2
     tree_files: int = 12_000
     tree_mb: int = 210
-    pulls: int = 2
+    pulls: int = 3
 
     @classmethod
     def quick(cls) -> Sizes:
