@@ -11,14 +11,15 @@ from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree as ET
 
-from conformance.subjects import CONVERSE, DECLARED, HOST
+from conformance.subjects import CONVERSE, DECLARED, HOST, ONCE
 
-KINDS = {"declared": DECLARED, "host": HOST, "converse": CONVERSE}
+KINDS = {"declared": DECLARED, "host": HOST, "converse": CONVERSE, "once": ONCE}
 """Why a test may be skipped → how its reason begins. Any other skip is an undeclared gap."""
 MEANING = {
     "declared": "the handler's descriptor says that it cannot",
     "host": "this host lacks what the test takes",
-    "converse": "the test is of a refusal, and this handler offers the thing",
+    "converse": "the test is of a refusal, and this handler or host offers the thing",
+    "once": "the test is of the server alone, and runs on one handler",
     "undeclared": "nobody declared it: the run fails",
 }
 _SHOWN = 5

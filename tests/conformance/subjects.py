@@ -41,7 +41,9 @@ DECLARED = "declared: "
 HOST = "host: "
 """Where this host lacks what the test takes."""
 CONVERSE = "converse: "
-"""Where the test is about the refusal of something, and this handler offers it."""
+"""Where the test is about the refusal of something, and this handler (or host) offers it."""
+ONCE = "once: "
+"""Where the test is of the server alone, and running it on one handler is enough."""
 
 BUILT_IN: Mapping[str, HandlerConfig] = {
     "sim": HandlerConfig(type=SIMULATOR),
@@ -79,6 +81,8 @@ class Subject:
     """Check of the contract that its type does not pass by design → why."""
     networked: bool = True
     """Whether its pods get addresses from core: always on the simulator, whose network is simulated."""
+    on_this_kernel: bool = True
+    """Whether core makes its pods' pid namespaces, so that their programs are processes of this host."""
     unusable: str = ""
     """Why this host cannot run it."""
 
@@ -132,10 +136,23 @@ class Subject:
         if not self.networked:
             self._declared("has no network namespace of core's making")
 
+    def needs_this_kernel(self) -> None:
+        """Skip the test unless programs run in the host's kernel: core makes their namespaces there."""
+        self.needs_kernel()
+        if not self.on_this_kernel:
+            self._declared(
+                "runs programs in a kernel of their own, which the host cannot look into"
+            )
+
     def lacks(self, feature: Feature) -> None:
         """Skip a test of the refusal of something that this handler offers."""
         if feature in self.features:
             pytest.skip(f"{CONVERSE}handler {self.name} offers {feature}, so it is not refused")
+
+    def lacks_protocol(self, name: str) -> None:
+        """Skip a test of the refusal of calls that this handler's backend implements."""
+        if name in self.protocols:
+            pytest.skip(f"{CONVERSE}handler {self.name} implements {name}, so it is not refused")
 
     def _declared(self, what: str) -> None:
         pytest.skip(f"{DECLARED}handler {self.name} (type {self.type}) {what}")
@@ -161,6 +178,11 @@ _MARKS = [pytest.mark.needs_root, pytest.mark.needs_overlay, pytest.mark.needs_b
 def host_lacks(what: str) -> None:
     """Skip the test: the host cannot do what it takes."""
     pytest.skip(f"{HOST}{what}")
+
+
+def host_offers(what: str) -> None:
+    """Skip a test of the refusal of something that this host offers."""
+    pytest.skip(f"{CONVERSE}this host has {what}, so it is not refused")
 
 
 def subjects() -> list[Any]:
@@ -201,6 +223,7 @@ def with_facts(subject: Subject) -> Subject:
         protocols=frozenset(facts.get("protocols", ())),
         exceptions=facts.get("exceptions", {}),
         networked=subject.simulated or "network" in facts.get("sandboxNamespaces", ()),
+        on_this_kernel="pid" in facts.get("sandboxNamespaces", ()),
         unusable=facts.get("unusable", ""),
     )
 

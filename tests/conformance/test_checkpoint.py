@@ -30,8 +30,7 @@ async def refused(call):
 @pytest.fixture
 def able(handler):
     """Skip where no program can be captured: what the real ones need is a matter of the host's CRIU."""
-    if not handler.simulated:
-        pytest.skip(f"handler {handler.name} (type {handler.type}) writes no checkpoints")
+    handler.needs_protocol("Checkpointable")
 
 
 @pytest.fixture
@@ -58,8 +57,7 @@ async def restore(pods, cri, place, pod, name="second", **fields):
 
 
 async def test_a_handler_that_cannot_says_so_and_makes_nothing(handler, pods, cri, tmp_path):
-    if handler.simulated:
-        pytest.skip("the simulator can")
+    handler.lacks_protocol("Checkpointable")
     pod = await pods.run()
     box = await pod.start()
     (tmp_path / "out").mkdir()

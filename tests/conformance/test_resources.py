@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from conformance.pods import Pods, eventually, refused
-from conformance.subjects import host_lacks
+from conformance.subjects import host_lacks, host_offers
 
 from polypod.client import CriClient, pb
 from polypod.plugin.runtime import Feature
@@ -172,7 +172,7 @@ async def test_cgroups_are_gone_with_the_pod(pods: Pods, cri: CriClient, server)
 async def test_swap_counts_with_memory(pods: Pods, swap: int, total: int | None):
     accounted = v1("memory") / "memory.memsw.limit_in_bytes"
     if not accounted.exists():
-        pytest.skip("this host does not account swap")
+        host_lacks("no account of swap")
     pod = await pods.run()
     limits = Resources(memory_limit_in_bytes=32 << 20, memory_swap_limit_in_bytes=swap)
     box = await pod.start(resources=limits)
@@ -190,9 +190,9 @@ async def test_swap_counts_with_memory(pods: Pods, swap: int, total: int | None)
 )
 async def test_e23_a_limit_that_this_host_cannot_keep_is_refused(pods: Pods, limits, word: str):
     if word == "cgroup v2" and (CGROUPS / "cgroup.controllers").exists():
-        pytest.skip("this host has cgroup v2")
+        host_offers("cgroup v2")
     if word == "hugetlb" and "hugetlb" in Path("/proc/cgroups").read_text():
-        pytest.skip("this host has a hugetlb controller")
+        host_offers("a hugetlb controller")
     pod = await pods.run()
     with refused("FAILED_PRECONDITION", word):
         await pod.create(resources=limits)

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from conformance import images
 from conformance.pods import Pods, refused
-from conformance.subjects import CONVERSE
+from conformance.subjects import host_lacks, host_offers
 
 from polypod.client import CriClient, pb
 from polypod.plugin.runtime import Feature
@@ -250,9 +250,10 @@ async def test_an_exec_has_no_more_than_the_container(pods: Pods):
 # Privileges
 
 
-@pytest.mark.skipif(platform.machine() != "x86_64", reason="the program is for x86-64")
 @pytest.mark.parametrize("bound", [False, True])
 async def test_no_new_privs_takes_the_effect_of_set_user_id_away(pods: Pods, bound: bool):
+    if platform.machine() != "x86_64":
+        host_lacks("the program is for x86-64")
     pod = await pods.run()
     context = Context(run_as_user=user(42), no_new_privs=bound)
     ended = await pod.run(["/bin/as-app"], security=context)
@@ -338,7 +339,7 @@ async def test_an_exec_is_filtered_as_the_container(pods: Pods, handler):
 
 async def test_apparmor_is_refused_where_the_host_has_none(pods: Pods, handler):
     if Path("/sys/module/apparmor/parameters/enabled").exists():
-        pytest.skip(f"{CONVERSE}this host has AppArmor")
+        host_offers("AppArmor")
     found = pb.SecurityProfile(profile_type=pb.SecurityProfile.RuntimeDefault)
     pod = await pods.run()
     with refused("FAILED_PRECONDITION", "AppArmor"):
@@ -346,8 +347,7 @@ async def test_apparmor_is_refused_where_the_host_has_none(pods: Pods, handler):
 
 
 async def test_selinux_options_are_refused_where_no_label_can_be_given(pods: Pods, handler):
-    if Feature.SELINUX in handler.features:
-        pytest.skip("this handler gives labels")
+    handler.lacks(Feature.SELINUX)
     options = pb.SELinuxOption(type="container_t", level="s0:c1,c2")
     pod = await pods.run()
     with refused("FAILED_PRECONDITION", "SELinux"):

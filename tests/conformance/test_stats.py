@@ -112,8 +112,7 @@ async def test_a_stopped_pod_has_no_counters_and_an_unknown_one_is_not_found(
 
 async def test_traffic_is_the_pods_own(pods: Pods, cri: CriClient, handler):
     handler.needs_kernel()
-    if not handler.networked:
-        pytest.skip("pods of this handler have no network of their own")
+    handler.needs_network()
     loud, quiet = await pods.run("loud"), await pods.run("quiet")
     box = await loud.start("sleep 1000")
     address = (await quiet.status()).network.ip

@@ -6,7 +6,7 @@ from polypod.lifecycle.heart import Heart
 from polypod.lifecycle.parts import Handler
 from polypod.lifecycle.views import Condition, HandlerView, StatusView
 from polypod.plugin.network import NetworkStatus
-from polypod.plugin.runtime import Execs, Forwards, Resizable, StatsSource
+from polypod.plugin.runtime import Checkpointable, Execs, Forwards, Resizable, StatsSource
 
 
 async def server_status(heart: Heart, *, verbose: bool) -> StatusView:
@@ -68,7 +68,7 @@ def _info(heart: Heart) -> dict[str, object]:
     }
 
 
-_OPTIONAL = (Execs, Forwards, Resizable, StatsSource)
+_OPTIONAL = (Checkpointable, Execs, Forwards, Resizable, StatsSource)
 
 
 def _facts(handler: Handler) -> dict[str, object]:

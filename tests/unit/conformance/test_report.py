@@ -7,7 +7,7 @@ import pytest
 from conformance import report
 from conformance.__main__ import is_good
 from conformance.report import Outcome, Skip
-from conformance.subjects import CONVERSE, DECLARED, HOST, Subject
+from conformance.subjects import CONVERSE, DECLARED, HOST, ONCE, Subject
 
 from polypod.plugin.runtime import Feature
 
@@ -67,6 +67,7 @@ def test_a_test_that_fails_and_leaves_something_fails_once(written):
         (f"{DECLARED}x", "/src/tests/conformance/subjects.py:99", "declared"),
         (f"{HOST}x", "/src/tests/conformance/subjects.py:99", "host"),
         (f"{CONVERSE}x", "/src/tests/conformance/subjects.py:99", "converse"),
+        (f"{ONCE}x", "/src/tests/conformance/test_events.py:99", "once"),
         ("the kernel has no overlay", "/src/tests/conftest.py:133", "host"),
         ("somehow it does not work", "/src/tests/conformance/test_pod.py:30", "undeclared"),
         ("says the suite's own file", "/src/tests/conformance/conftest.py:30", "undeclared"),
@@ -102,7 +103,7 @@ def test_equal_failures_are_one_line(written):
 def test_the_pages_tell_the_same(written):
     found = written(case("a"), skipped(f"{DECLARED}no tty"), skipped(f"{HOST}no overlay"))
     page = report.as_markdown([found], {"kernel": "6.1"})
-    assert "| `runc` | 1 | 0 | 1 | 1 | 0 | 0 | 12 | ok |" in page
+    assert "| `runc` | 1 | 0 | 1 | 1 | 0 | 0 | 0 | 12 | ok |" in page
     assert "- declared, 1: no tty: `test_pod::skipped declared: no tty`" in page
     assert "Type `oci`; features tty; optional Protocols Execs." in page
     told = json.loads(report.as_json([found], {"kernel": "6.1"}))
