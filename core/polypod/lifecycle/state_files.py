@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 from pathlib import Path
 
 from polypod.lifecycle.trees import remove_tree
@@ -17,6 +18,8 @@ from polypod.plugin.ids import ContainerId
 from polypod.plugin.oci import OCI_VERSION
 
 log = logging.getLogger(__name__)
+
+_FRESH = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC
 
 _STATUS = {
     ContainerState.CREATED: "created",
@@ -38,7 +41,7 @@ class StateFiles:
         if self._directory is None or view.state not in _STATUS:
             return
         try:
-            self._write(self._directory / view.id, _text(view, bundle))
+            _write(f"{self._directory}/{view.id}", _text(view, bundle).encode())
         except OSError as error:
             log.warning("state file not written container=%s error=%s", view.id, error)
 
@@ -61,12 +64,19 @@ class StateFiles:
             if len(each.name) == 64 and set(each.name) <= set("0123456789abcdef")
         ]
 
-    @staticmethod
-    def _write(directory: Path, text: str) -> None:
-        directory.mkdir(mode=0o711, parents=True, exist_ok=True)
-        fresh = directory / ".state.json"
-        fresh.write_text(text, encoding="utf-8")
-        fresh.replace(directory / "state.json")
+
+def _write(directory: str, text: bytes) -> None:
+    fresh = f"{directory}/.state.json"
+    try:
+        descriptor = os.open(fresh, _FRESH, 0o644)
+    except FileNotFoundError:
+        Path(directory).mkdir(mode=0o711, parents=True, exist_ok=True)
+        descriptor = os.open(fresh, _FRESH, 0o644)
+    try:
+        os.write(descriptor, text)
+    finally:
+        os.close(descriptor)
+    os.rename(fresh, f"{directory}/state.json")  # noqa: PTH104 - three times for each container
 
 
 def _text(view: ContainerView, bundle: Path) -> str:

@@ -23,6 +23,7 @@ MAX_FDS = 200
 """The kernel's own limit is 253 (SCM_MAX_FD)."""
 _FD_SIZE = array.array("i").itemsize
 _CREDENTIALS = struct.Struct("=iII")
+_json = json.JSONEncoder(separators=(",", ":")).encode
 
 
 class ChannelError(Exception):
@@ -31,7 +32,7 @@ class ChannelError(Exception):
 
 def encode(message: dict[str, object]) -> bytes:
     """Return a message's packet; strings may hold surrogate escapes, so bytes survive as text."""
-    packet = json.dumps(message, separators=(",", ":")).encode()
+    packet = _json(message).encode()
     if len(packet) > MAX_BYTES:
         text = f"message of {len(packet)} bytes: at most {MAX_BYTES}, the rest goes into a memfd"
         raise ChannelError(text)

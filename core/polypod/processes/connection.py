@@ -163,19 +163,21 @@ class Connection:
         self._disconnect()
 
     def _read(self) -> None:
-        while self._sock is not None:
-            try:
-                received = channel.receive(self._sock)
-            except BlockingIOError:
-                return
-            except ConnectionError:
-                received = None
-            except (OSError, channel.ChannelError) as error:
-                _log.warning("%s: %s", self._name, error)
-                received = None
-            if received is None:
-                self._lost()
-                return
+        """Take one message: nearly always there is one, and of more the loop tells at once."""
+        if self._sock is None:
+            return
+        try:
+            received = channel.receive(self._sock)
+        except BlockingIOError:
+            return
+        except ConnectionError:
+            received = None
+        except (OSError, channel.ChannelError) as error:
+            _log.warning("%s: %s", self._name, error)
+            received = None
+        if received is None:
+            self._lost()
+        else:
             self._dispatch(*received)
 
     def _dispatch(self, message: Message, fds: list[int]) -> None:

@@ -23,6 +23,7 @@ T = TypeVar("T")
 
 _Convert = Callable[[Any], Any]
 _PLAIN = (str, int, bool)
+_json = json.JSONEncoder(separators=(",", ":")).encode
 
 
 class CodecError(ValueError):
@@ -31,7 +32,7 @@ class CodecError(ValueError):
 
 def dumps(value: object) -> str:
     """Return a dataclass as JSON text."""
-    return json.dumps(_encoder(cast("Hashable", type(value)))(value), separators=(",", ":"))
+    return _json(_encoder(cast("Hashable", type(value)))(value))
 
 
 def loads(kind: type[T], text: str) -> T:

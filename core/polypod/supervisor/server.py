@@ -148,20 +148,25 @@ class Loop:
 
     def read_peer(self, peer: Peer) -> None:
         """Handle every message that waits on a connection."""
-        while peer.sock.fileno() >= 0:
-            try:
-                received = channel.receive(peer.sock)
-            except BlockingIOError:
-                return
-            except channel.ChannelError as error:
-                note(f"a peer sent what is not a message: {error}")
-                received = None
-            except OSError:
-                received = None
-            if received is None:
-                self._lose(peer)
-                return
-            self._serve(peer, *received)
+        while peer.sock.fileno() >= 0 and self._read_one(peer):
+            continue
+
+    def _read_one(self, peer: Peer) -> bool:
+        """Handle the next message of a connection, if there is one."""
+        try:
+            received = channel.receive(peer.sock)
+        except BlockingIOError:
+            return False
+        except channel.ChannelError as error:
+            note(f"a peer sent what is not a message: {error}")
+            received = None
+        except OSError:
+            received = None
+        if received is None:
+            self._lose(peer)
+            return False
+        self._serve(peer, *received)
+        return True
 
     def read_all_peers(self) -> None:
         """Handle every message that waits on any connection."""
@@ -205,7 +210,8 @@ class Loop:
         if events & select.EPOLLOUT:
             peer.flush()
         if events & ~select.EPOLLOUT:
-            self.read_peer(peer)
+            # Nearly always there is one; of more the next step tells.
+            self._read_one(peer)
 
     def _serve(self, peer: Peer, message: Message, fds: list[int]) -> None:
         number = message.get("id")
