@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Final, TypeVar
 
 from polypod.backend.cgroups import Cgroups
+from polypod.backend.usage import number, read_text, table
 from polypod.plugin.runtime import ContainerDetail, DeviceIo, MetricGroup
 
 _Id = TypeVar("_Id")
@@ -47,8 +48,8 @@ def read(cgroups: Cgroups, path: str, groups: frozenset[MetricGroup]) -> Contain
 
 
 def _cpu_v1(cgroups: Cgroups, path: str) -> dict[str, object]:
-    ticks = _table(cgroups.directory("cpuacct", path), "cpuacct.stat")
-    stat = _table(cgroups.directory("cpu", path), "cpu.stat")
+    ticks = table(cgroups.directory("cpuacct", path), "cpuacct.stat")
+    stat = table(cgroups.directory("cpu", path), "cpu.stat")
     return {
         "cpu_user_ns": _times(ticks.get("user"), _TICK_NS),
         "cpu_system_ns": _times(ticks.get("system"), _TICK_NS),
@@ -59,7 +60,7 @@ def _cpu_v1(cgroups: Cgroups, path: str) -> dict[str, object]:
 
 
 def _cpu_v2(cgroups: Cgroups, path: str) -> dict[str, object]:
-    stat = _table(cgroups.directory("cpu", path), "cpu.stat")
+    stat = table(cgroups.directory("cpu", path), "cpu.stat")
     return {
         "cpu_user_ns": _times(stat.get("user_usec"), 1000),
         "cpu_system_ns": _times(stat.get("system_usec"), 1000),
@@ -71,25 +72,25 @@ def _cpu_v2(cgroups: Cgroups, path: str) -> dict[str, object]:
 
 def _memory_v1(cgroups: Cgroups, path: str) -> dict[str, object]:
     directory = cgroups.directory("memory", path)
-    stat = _table(directory, "memory.stat")
+    stat = table(directory, "memory.stat")
     return {
         "memory_cache_bytes": stat.get("total_cache"),
         "memory_mapped_file_bytes": stat.get("total_mapped_file"),
-        "memory_kernel_bytes": _number(directory, "memory.kmem.usage_in_bytes"),
-        "memory_max_usage_bytes": _number(directory, "memory.max_usage_in_bytes"),
-        "memory_limit_hits": _number(directory, "memory.failcnt"),
+        "memory_kernel_bytes": number(directory, "memory.kmem.usage_in_bytes"),
+        "memory_max_usage_bytes": number(directory, "memory.max_usage_in_bytes"),
+        "memory_limit_hits": number(directory, "memory.failcnt"),
     }
 
 
 def _memory_v2(cgroups: Cgroups, path: str) -> dict[str, object]:
     directory = cgroups.directory("memory", path)
-    stat = _table(directory, "memory.stat")
+    stat = table(directory, "memory.stat")
     return {
         "memory_cache_bytes": stat.get("file"),
         "memory_mapped_file_bytes": stat.get("file_mapped"),
         "memory_kernel_bytes": stat.get("kernel"),
-        "memory_max_usage_bytes": _number(directory, "memory.peak"),
-        "memory_limit_hits": _table(directory, "memory.events").get("max"),
+        "memory_max_usage_bytes": number(directory, "memory.peak"),
+        "memory_limit_hits": table(directory, "memory.events").get("max"),
     }
 
 
@@ -112,7 +113,7 @@ def _io_v1(cgroups: Cgroups, path: str) -> tuple[DeviceIo, ...]:
 
 def _per_device(directory: Path | None, name: str) -> dict[str, dict[str, int]]:
     found: dict[str, dict[str, int]] = {}
-    for line in _text(directory, name).splitlines():
+    for line in read_text(directory, name).splitlines():
         words = line.split()
         if len(words) == 3 and words[1] in _OPERATIONS:
             found.setdefault(words[0], {})[words[1]] = int(words[2])
@@ -121,7 +122,7 @@ def _per_device(directory: Path | None, name: str) -> dict[str, dict[str, int]]:
 
 def _io_v2(cgroups: Cgroups, path: str) -> tuple[DeviceIo, ...]:
     found = []
-    for line in _text(cgroups.directory("io", path), "io.stat").splitlines():
+    for line in read_text(cgroups.directory("io", path), "io.stat").splitlines():
         device, *pairs = line.split()
         told = dict(pair.split("=", 1) for pair in pairs if "=" in pair)
         counts = {key: int(value) for key, value in told.items() if value.isdigit()}
@@ -142,7 +143,7 @@ def _io_v2(cgroups: Cgroups, path: str) -> tuple[DeviceIo, ...]:
 @cache
 def device_name(device: str) -> str:
     """Return ``/dev/NAME`` of a block device's ``major:minor``, or that, where it has no name."""
-    for line in _text(Path("/sys/dev/block") / device, "uevent").splitlines():
+    for line in read_text(Path("/sys/dev/block") / device, "uevent").splitlines():
         if line.startswith("DEVNAME="):
             return f"/dev/{line.partition('=')[2]}"
     return device
@@ -158,7 +159,7 @@ def _processes(cgroups: Cgroups, path: str) -> dict[str, object]:
         sockets += sum(each.startswith("socket:") for each in opened)
     return {
         "processes": len(pids),
-        "threads_max": _number(directory, "pids.max"),
+        "threads_max": number(directory, "pids.max"),
         "file_descriptors": files,
         "sockets": sockets,
         "soft_files": _soft_files(pids[0]) if pids else None,
@@ -177,7 +178,7 @@ def _open_files(pid: int) -> list[str]:
 
 
 def _soft_files(pid: int) -> int | None:
-    for line in _text(Path(f"/proc/{pid}"), "limits").splitlines():
+    for line in read_text(Path(f"/proc/{pid}"), "limits").splitlines():
         if line.startswith(_SOFT_FILES):
             soft = line[len(_SOFT_FILES) :].split()[0]
             return int(soft) if soft.isdigit() else None
@@ -186,22 +187,3 @@ def _soft_files(pid: int) -> int | None:
 
 def _times(value: int | None, factor: int) -> int | None:
     return None if value is None else value * factor
-
-
-def _text(directory: Path | None, name: str) -> str:
-    if directory is None:
-        return ""
-    try:
-        return (directory / name).read_text()
-    except OSError:
-        return ""
-
-
-def _number(directory: Path | None, name: str) -> int | None:
-    text = _text(directory, name).strip()
-    return int(text) if text.isdigit() else None
-
-
-def _table(directory: Path | None, name: str) -> dict[str, int]:
-    pairs = (line.split() for line in _text(directory, name).splitlines())
-    return {pair[0]: int(pair[1]) for pair in pairs if len(pair) == 2 and pair[1].isdigit()}
