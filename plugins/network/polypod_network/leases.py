@@ -31,7 +31,7 @@ class Lease:
 
 
 class Leases:
-    """The lease book, one sqlite file; every change is committed before it is answered."""
+    """The lease book, one sqlite file and a copy in memory; every change is committed before it is answered."""
 
     def __init__(self, path: Path, subnets: Sequence[Network]) -> None:
         self._db = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
@@ -50,7 +50,8 @@ class Leases:
         )
         self._db.execute("CREATE INDEX IF NOT EXISTS port_by_sandbox ON host_port (sandbox)")
         self._subnets = tuple(subnets)
-        self._taken = {ip_address(row[0]) for row in self._db.execute("SELECT address FROM lease")}
+        self._held = self._read()
+        self._taken = {item for lease in self._held.values() for item in lease.addresses}
         self._cursor = {subnet: self._start(subnet) for subnet in self._subnets}
 
     def take(self, sandbox_id: SandboxId, link: str, ports: Sequence[HostPort] = ()) -> Lease:
@@ -80,19 +81,27 @@ class Leases:
                 ],
             )
         self._taken.update(chosen)
-        return Lease(chosen, tuple(ports))
+        self._held[sandbox_id] = lease = Lease(chosen, tuple(ports))
+        return lease
+
+    def _read(self) -> dict[SandboxId, Lease]:
+        addresses: dict[SandboxId, list[Address]] = {}
+        for sandbox, address in self._db.execute(
+            "SELECT sandbox, address FROM lease ORDER BY rowid"
+        ):
+            addresses.setdefault(SandboxId(sandbox), []).append(ip_address(address))
+        ports: dict[SandboxId, list[HostPort]] = {}
+        for sandbox, *row in self._db.execute(
+            "SELECT sandbox, version, protocol, address, port, target FROM host_port"
+        ):
+            ports.setdefault(SandboxId(sandbox), []).append(_host_port(row))
+        return {
+            name: Lease(tuple(held), tuple(ports.get(name, ()))) for name, held in addresses.items()
+        }
 
     def held(self, sandbox_id: SandboxId) -> Lease:
         """Return what a sandbox holds."""
-        rows = self._db.execute(
-            "SELECT address FROM lease WHERE sandbox = ? ORDER BY rowid", (sandbox_id,)
-        )
-        addresses = tuple(ip_address(row[0]) for row in rows)
-        ports = self._db.execute(
-            "SELECT version, protocol, address, port, target FROM host_port WHERE sandbox = ?",
-            (sandbox_id,),
-        )
-        return Lease(addresses, tuple(_host_port(row) for row in ports))
+        return self._held.get(sandbox_id, Lease(()))
 
     def give_back(self, sandbox_id: SandboxId) -> Lease:
         """End the leases of a sandbox and return what it held."""
@@ -103,15 +112,16 @@ class Leases:
                 self._db.execute("DELETE FROM lease WHERE sandbox = ?", (sandbox_id,))
                 self._db.execute("DELETE FROM host_port WHERE sandbox = ?", (sandbox_id,))
             self._taken.difference_update(held.addresses)
+            del self._held[sandbox_id]
         return held
 
     def all(self) -> list[Lease]:
         """Return every lease."""
-        return [self.held(sandbox_id) for sandbox_id in self.sandboxes()]
+        return list(self._held.values())
 
     def sandboxes(self) -> list[SandboxId]:
         """Return every sandbox that holds a lease."""
-        return [SandboxId(row[0]) for row in self._db.execute("SELECT DISTINCT sandbox FROM lease")]
+        return list(self._held)
 
     def addresses(self) -> frozenset[Address]:
         """Return every leased address."""
