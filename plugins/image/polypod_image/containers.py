@@ -18,6 +18,7 @@ import secrets
 import stat
 import sys
 import threading
+import time
 from collections import deque
 from collections.abc import Mapping
 from contextlib import suppress
@@ -36,6 +37,7 @@ log = logging.getLogger(__name__)
 _NOTE: Final = "trusted.polypod.image"
 _READY: Final = 32
 """Pairs that are kept ready."""
+_GATHER_S: Final = 0.05
 _OPEN_DIRECTORY: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _PLAIN_MODE: Final = 0o755
 # linux/fs.h: _IOR('f', 1, long), _IOW('f', 2, long), which take an int; chattr(1) calls the flag T.
@@ -151,6 +153,8 @@ class ContainerDirectories:
     def _run(self) -> None:
         while not self._stop:
             self._wake.wait()
+            # Beside requests each wake-up costs more than the cleaning: what comes together is cleaned together.
+            time.sleep(_GATHER_S)
             self._wake.clear()
             try:
                 self.recycle()
@@ -159,22 +163,30 @@ class ContainerDirectories:
 
     def recycle(self) -> None:
         """Clean what came back; keep `_READY` pairs ready, throw the rest away."""
+        moved = False
         for path in list(self._places.returned.iterdir()):
             if self._stop:
                 return
             if len(self._ready) < _READY and _is_pair(path):
-                self._clean(path)
+                moved |= self._clean(path)
                 clean = self._places.spare / path.name
                 path.rename(clean)
                 self._ready.append(clean)
             else:
                 self._trash.throw(path)
-        self._trash.wake()
+        if moved:
+            self._trash.wake()
         while len(self._ready) < _READY and not self._stop:
             self._ready.append(self._make())
 
-    def _clean(self, pair: Path) -> None:
-        """Make a pair as good as new: nothing in it, plain owner and mode, no attributes."""
+    def _clean(self, pair: Path) -> bool:
+        """Make a pair as good as new: nothing in it, plain owner and mode, no attributes.
+
+        Returns:
+            Whether something was moved into the trash.
+        """
+        moved = False
+        _forget_mount(pair / "work")
         trash = os.open(self._places.trash, _OPEN_DIRECTORY)
         try:
             with suppress(OSError):
@@ -182,15 +194,16 @@ class ContainerDirectories:
             for name, mode in (("fs", _PLAIN_MODE), ("work", 0o700)):
                 directory = os.open(pair / name, _OPEN_DIRECTORY)
                 try:
-                    _reset(directory, mode, trash)
+                    moved |= _reset(directory, mode, trash)
                 finally:
                     os.close(directory)
         finally:
             os.close(trash)
+        return moved
 
 
-def _reset(directory: int, mode: int, trash: int) -> None:
-    empty_directory(directory, trash)
+def _reset(directory: int, mode: int, trash: int) -> bool:
+    moved = empty_directory(directory, trash)
     for name in os.listxattr(directory):
         os.removexattr(directory, name)  # overlayfs' marks of the former mount among them
     status = os.fstat(directory)
@@ -198,6 +211,7 @@ def _reset(directory: int, mode: int, trash: int) -> None:
         os.fchown(directory, 0, 0)
     if stat.S_IMODE(status.st_mode) != mode:
         os.fchmod(directory, mode)
+    return bool(moved)
 
 
 def _forget_mount(work: Path) -> None:
