@@ -113,7 +113,7 @@ class Transport:
             progress_timeout_s: how long a connection may bring nothing.
         """
         self.progress_timeout_s = progress_timeout_s
-        self._sessions: dict[tuple[Tls, bool], aiohttp.ClientSession] = {}
+        self._sessions: dict[tuple[Tls | None, bool], aiohttp.ClientSession] = {}
         self._making = asyncio.Lock()
 
     async def __aenter__(self) -> Transport:
@@ -160,7 +160,8 @@ class Transport:
                 raise RequestFailed(Kind.REFUSED, f"{endpoint.origin}: {reason}")
             if here != first:
                 sent.pop("Authorization", None)
-            session = await self._session(endpoint, guarded=not trusted)
+            secure = "https" in (here.scheme, (proxy_for(url) or "").partition(":")[0])
+            session = await self._session(endpoint, guarded=not trusted, secure=secure)
             extra = endpoint.headers if here == endpoint.origin else ()
             response: aiohttp.ClientResponse | None = None
             try:
@@ -203,14 +204,18 @@ class Transport:
                 ),
             )
 
-    async def _session(self, endpoint: Endpoint, *, guarded: bool) -> aiohttp.ClientSession:
+    async def _session(
+        self, endpoint: Endpoint, *, guarded: bool, secure: bool
+    ) -> aiohttp.ClientSession:
         # A private authority may vouch for the token server as well; who we are only the endpoint sees.
         tls = replace(endpoint.tls, client=()) if guarded else endpoint.tls
+        key = tls if secure else None
         refuses = guarded and not is_loopback(endpoint.origin.host)
         async with self._making:
-            session = self._sessions.get((tls, refuses))
+            session = self._sessions.get((key, refuses))
             if session is None:
-                context = await asyncio.to_thread(tls_context, tls)
+                # To read the host's certificates takes 20 ms: not where nobody shows any.
+                context = await asyncio.to_thread(tls_context, tls) if secure else True
                 connector = aiohttp.TCPConnector(
                     ssl=context,
                     limit=0,
@@ -222,7 +227,7 @@ class Transport:
                     read_bufsize=_BUFFER,
                     cookie_jar=aiohttp.DummyCookieJar(),
                 )
-                self._sessions[tls, refuses] = session
+                self._sessions[key, refuses] = session
             return session
 
 
