@@ -23,6 +23,7 @@ from polypod.lifecycle.host_facts import HostFacts
 from polypod.lifecycle.parts import Handler
 from polypod.lifecycle.ports import ConfigRequest
 from polypod.lifecycle.sandboxes import sandbox_namespaces
+from polypod.lifecycle.user_namespaces import pod_maps
 from polypod.plugin.errors import PolypodError
 from polypod.plugin.ids import ContainerId, Digest, ExecId, ImageId, SandboxId, new_id
 from polypod.plugin.images import Image, ImageConfig, ImageStore
@@ -119,7 +120,7 @@ class Bench:
         sysctls = self.assembler.sysctls(config)
         files = self.assembler.sandbox_files(config)
         made = await self.host.supervisor.make_namespaces(
-            sandbox_id, kinds, hostname=config.hostname, sysctls=sysctls
+            sandbox_id, kinds, hostname=config.hostname, sysctls=sysctls, ids=pod_maps(config)
         )
         place = self.directory / sandbox_id
         place.mkdir(mode=0o700)

@@ -20,7 +20,7 @@ from typing import Final
 
 from polypod.backend import mountapi
 from polypod.backend.descriptors import Descriptors
-from polypod.backend.users import map_ids, open_overlay
+from polypod.backend.users import Stage, map_ids, open_overlay
 from polypod.plugin.errors import BackendError, InvalidArgument, Unsupported
 from polypod.plugin.oci import Linux, OciConfig, OciMount
 from polypod.plugin.rootfs import BlockRootfs, DirectoryRootfs, ErofsRootfs, OverlayRootfs, Rootfs
@@ -32,13 +32,16 @@ from polypod.spec.mounts import is_image
 _CLONE: Final = mountapi.OPEN_TREE_CLONE | mountapi.OPEN_TREE_CLOEXEC
 
 
-def open_rootfs(rootfs: Rootfs, linux: Linux | None = None, users: int = -1) -> int:
+def open_rootfs(
+    rootfs: Rootfs, linux: Linux | None = None, users: int = -1, stage: Stage | None = None
+) -> int:
     """Return a detached mount of a container's root.
 
     Args:
         rootfs: its description.
         linux: the container's, with the mappings of ``users``.
         users: the pod's user namespace; -1 = the host's.
+        stage: for kernels that map layers only where they are attached.
 
     Raises:
         BackendError: the kernel refused; the text has its words.
@@ -47,7 +50,7 @@ def open_rootfs(rootfs: Rootfs, linux: Linux | None = None, users: int = -1) -> 
     try:
         match rootfs:
             case OverlayRootfs():
-                return _open_overlay(rootfs, linux, users)
+                return _open_overlay(rootfs, linux, users, stage)
             case ErofsRootfs():
                 return _open_erofs(rootfs, linux, users)
             case DirectoryRootfs(path):
@@ -110,9 +113,11 @@ def _open_erofs(rootfs: ErofsRootfs, linux: Linux | None, users: int) -> int:
         os.close(image)
 
 
-def _open_overlay(rootfs: OverlayRootfs, linux: Linux | None, users: int) -> int:
+def _open_overlay(
+    rootfs: OverlayRootfs, linux: Linux | None, users: int, stage: Stage | None = None
+) -> int:
     if linux is not None and users >= 0:
-        return open_overlay(rootfs, linux, users)
+        return open_overlay(rootfs, linux, users, stage)
     options: list[tuple[str, str | None]] = [("source", "polypod")]
     options += [("lowerdir+", str(path)) for path in rootfs.lowers]
     options += [("upperdir", str(rootfs.upper)), ("workdir", str(rootfs.work))]
@@ -169,6 +174,7 @@ def open_image_volumes(
     config: OciConfig,
     volumes: Mapping[str, ImageVolume],
     descriptors: Descriptors,
+    stage: Stage,
     users: int = -1,
 ) -> dict[str, MountSource]:
     """Open the images that a container has as volumes, in its pod's user namespace if there is one.
@@ -185,9 +191,10 @@ def open_image_volumes(
                 f"mount {mount.destination}: an image is mapped as its pod, or not at all"
             )
         volume = volumes[mount.destination]
-        whole = open_rootfs(volume.rootfs, config.linux, users)
+        whole = open_rootfs(volume.rootfs, config.linux, users, stage)
         try:
-            fd = _part_of(whole, volume.sub_path)
+            part = volume.sub_path.strip("/")
+            fd = stage.parts_of(whole, [part])[0] if part else os.dup(whole)
             try:
                 _set_options(fd, mount)
             except OSError:
@@ -202,16 +209,6 @@ def open_image_volumes(
         is_directory = stat.S_ISDIR(os.fstat(fd).st_mode)
         found[mount.destination] = MountSource(descriptors.take(fd), is_directory)
     return found
-
-
-def _part_of(whole: int, path: str) -> int:
-    if not path.strip("/"):
-        return os.dup(whole)
-    place = mountapi.open_in_root(whole, path)
-    try:
-        return mountapi.open_tree(place, "", _CLONE | mountapi.AT_EMPTY_PATH)
-    finally:
-        os.close(place)
 
 
 def open_binds(

@@ -13,8 +13,9 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from collections.abc import Iterable, Mapping
-from contextlib import ExitStack
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -27,13 +28,81 @@ from polypod.plugin.rootfs import OverlayRootfs
 from polypod.plugin.services import IdMaps, Stdio
 from polypod.spec.compile import bound_nodes
 from polypod.spec.devices import DEFAULT_DEVICES
-from polypod.spec.mount_options import RDONLY, parse_mount_options
+from polypod.spec.mount_options import MS_PRIVATE, RDONLY, parse_mount_options
 from polypod.spec.namespaces import host_id
 
 _CLONE: Final = mountapi.OPEN_TREE_CLONE | mountapi.OPEN_TREE_CLOEXEC
 _GIVEN: Final = "trusted.polypod.given"
 """An attribute of an upper directory that belongs to the root of a user namespace."""
 _KINDS: Final = {"c": stat.S_IFCHR, "u": stat.S_IFCHR, "b": stat.S_IFBLK, "p": stat.S_IFIFO}
+
+
+class Stage:
+    """A directory of ours where mounts are attached for a moment, on kernels that need it.
+
+    What a daemon that was killed has left there is unmounted by the next one; nothing in it is ever
+    removed but empty directories.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        """Make it, and clear it."""
+        self._directory = directory
+        directory.mkdir(mode=0o700, exist_ok=True)
+        for place in directory.iterdir():
+            with suppress(OSError):
+                mountapi.unmount(str(place))
+            place.rmdir()
+
+    @contextmanager
+    def attached(self, fd: int) -> Iterator[Path]:
+        """Attach a detached mount for the time of the block."""
+        place = Path(tempfile.mkdtemp(dir=self._directory))
+        try:
+            mountapi.mount_setattr(fd, propagation=MS_PRIVATE)
+            mountapi.move_mount(fd, str(place))
+            try:
+                yield place
+            finally:
+                mountapi.unmount(str(place))
+        finally:
+            place.rmdir()
+
+    def parts_of(self, fd: int, paths: Sequence[str]) -> list[int]:
+        """Return detached mounts of what lies at paths in another one; links cannot lead out of it.
+
+        That other one may be of no more use afterwards.
+
+        Raises:
+            OSError: the kernel refused, or there is nothing.
+        """
+        try:
+            return _parts_of(fd, paths)
+        except OSError as error:
+            if error.errno != errno.EINVAL:
+                raise
+        # Before 6.15 only what is attached can be copied. The descriptor is of the same mount still.
+        with self.attached(fd):
+            return _parts_of(fd, paths)
+
+
+def _parts_of(fd: int, paths: Sequence[str]) -> list[int]:
+    found: list[int] = []
+    try:
+        for path in paths:
+            found.append(_part_of(fd, path))  # noqa: PERF401 - those before a failure are closed
+    except OSError:
+        for part in found:
+            os.close(part)
+        raise
+    return found
+
+
+def _part_of(fd: int, path: str) -> int:
+    place = mountapi.open_in_root(fd, path)
+    try:
+        return mountapi.open_tree(place, "", _CLONE | mountapi.AT_EMPTY_PATH)
+    finally:
+        os.close(place)
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,24 +169,61 @@ def map_ids(fd: int, users: int, mount: OciMount) -> None:
 # The root file system
 
 
-def open_overlay(rootfs: OverlayRootfs, linux: Linux, users: int) -> int:
+def open_overlay(
+    rootfs: OverlayRootfs, linux: Linux, users: int, stage: Stage | None = None
+) -> int:
     """Return a detached overlay mount of idmapped layers.
 
     The upper directory is not mapped, because overlayfs writes there as ourselves first, and we have no id
     in the map: it is given to who owns it inside, once.
+
+    Args:
+        rootfs: its description.
+        linux: has the mappings.
+        users: the user namespace.
+        stage: for kernels before 6.15, whose overlays take no layers that are attached nowhere.
 
     Raises:
         OSError: the kernel refused.
     """
     _give_upper(rootfs.upper, linux)
     with ExitStack() as stack:
-        options: list[tuple[str, str | None]] = [("source", "polypod")]
-        options += [("lowerdir+", _mapped(lower, users, stack)) for lower in rootfs.lowers]
-        options += [("upperdir", str(rootfs.upper)), ("workdir", str(rootfs.work))]
-        for option in rootfs.options:
-            key, equals, value = option.partition("=")
-            options.append((key, value if equals else None))
-        return mountapi.mount_detached("overlay", options)
+        layers = [_mapped(lower, users, stack) for lower in rootfs.lowers]
+        try:
+            return _mount_overlay(rootfs, [f"/proc/self/fd/{fd}" for fd in layers])
+        except OSError as error:
+            if error.errno != errno.EINVAL or stage is None:
+                raise
+        places = [stack.enter_context(stage.attached(fd)) for fd in layers]
+        return _mount_attached(rootfs, places, stack)
+
+
+def _mount_overlay(rootfs: OverlayRootfs, lowers: Iterable[str]) -> int:
+    return _overlay(rootfs, [("lowerdir+", lower) for lower in lowers])
+
+
+def _mount_attached(rootfs: OverlayRootfs, places: Iterable[Path], stack: ExitStack) -> int:
+    try:
+        return _mount_overlay(rootfs, map(str, places))
+    except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise
+    # Before 6.7: one string for all layers, at most 256 bytes; descriptors are shorter than paths.
+    found: list[str] = []
+    for place in places:
+        fd = os.open(place, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        stack.callback(os.close, fd)
+        found.append(f"/proc/self/fd/{fd}")
+    return _overlay(rootfs, [("lowerdir", ":".join(found))])
+
+
+def _overlay(rootfs: OverlayRootfs, lowers: list[tuple[str, str | None]]) -> int:
+    options: list[tuple[str, str | None]] = [("source", "polypod"), *lowers]
+    options += [("upperdir", str(rootfs.upper)), ("workdir", str(rootfs.work))]
+    for option in rootfs.options:
+        key, equals, value = option.partition("=")
+        options.append((key, value if equals else None))
+    return mountapi.mount_detached("overlay", options)
 
 
 def _give_upper(upper: Path, linux: Linux) -> None:
@@ -131,21 +237,21 @@ def _give_upper(upper: Path, linux: Linux) -> None:
     os.chown(upper, -1 if uid is None else uid, -1 if gid is None else gid)
 
 
-def _mapped(path: Path, users: int, stack: ExitStack) -> str:
+def _mapped(path: Path, users: int, stack: ExitStack) -> int:
     fd = mountapi.open_tree(mountapi.AT_FDCWD, str(path), _CLONE)
     stack.callback(os.close, fd)
     mountapi.idmap(fd, users)
-    return f"/proc/self/fd/{fd}"
+    return fd
 
 
-def why_not(directory: Path, users: int) -> str:
+def why_not(directory: Path, users: int, stage: Stage | None = None) -> str:
     """Try it, below a directory of our own; return why it does not work, or an empty text."""
     places = [directory / f"idmap-probe-{name}" for name in ("lower", "upper", "work")]
     try:
         for place in places:
             place.mkdir(exist_ok=True)
         above = OverlayRootfs((places[0],), places[1], places[2])
-        os.close(open_overlay(above, Linux(), users))
+        os.close(open_overlay(above, Linux(), users, stage))
     except OSError as error:
         return f"{directory}: an overlay of idmapped layers: {error.strerror}"
     finally:
@@ -159,7 +265,7 @@ def why_not(directory: Path, users: int) -> str:
 
 
 def open_devices(
-    config: OciConfig, root: Root, descriptors: Descriptors
+    config: OciConfig, root: Root, descriptors: Descriptors, stage: Stage
 ) -> tuple[str, dict[str, str]]:
     """Make the device nodes; return the source of a whole ``/dev`` and path → source of single nodes.
 
@@ -168,7 +274,7 @@ def open_devices(
     """
     ready, single = bound_nodes(config)
     dev = descriptors.take(_open_dev(config, root)) if ready else ""
-    return dev, _open_nodes(single, root, descriptors) if single else {}
+    return dev, _open_nodes(single, root, descriptors, stage) if single else {}
 
 
 def _open_dev(config: OciConfig, root: Root) -> int:
@@ -188,20 +294,21 @@ def _open_dev(config: OciConfig, root: Root) -> int:
 
 
 def _open_nodes(
-    devices: Iterable[OciDevice], root: Root, descriptors: Descriptors
+    devices: Sequence[OciDevice], root: Root, descriptors: Descriptors, stage: Stage
 ) -> dict[str, str]:
     """Nodes for elsewhere: each is a mount of its own, of a file system that nothing else shows."""
     holder = mountapi.mount_detached("tmpfs", [("mode", "755")])
-    found: dict[str, str] = {}
+    names = [str(number) for number in range(len(devices))]
     try:
-        for number, device in enumerate(devices):
-            _make_node(holder, str(number), device, root)
-            found[device.path] = descriptors.take(mountapi.open_tree(holder, str(number), _CLONE))
+        for name, device in zip(names, devices, strict=True):
+            _make_node(holder, name, device, root)
+        parts = stage.parts_of(holder, names)
     except OSError as error:
         raise BackendError(f"device nodes: {error.strerror}") from error
     finally:
         os.close(holder)
-    return found
+    opened = zip(devices, parts, strict=True)
+    return {device.path: descriptors.take(part) for device, part in opened}
 
 
 def _make_node(directory: int, path: str, device: OciDevice, root: Root) -> None:

@@ -18,7 +18,7 @@ from polypod.backend.containers import Container, Containers, end_process, execu
 from polypod.backend.descriptors import Descriptors
 from polypod.backend.sandboxes import Sandboxes
 from polypod.backend.sessions import launch_exec
-from polypod.backend.users import why_not
+from polypod.backend.users import Stage, why_not
 from polypod.plugin.errors import BackendError, InvalidArgument
 from polypod.plugin.ids import ContainerId, SandboxId
 from polypod.plugin.oci import OciIdMapping
@@ -61,7 +61,7 @@ async def open_backend(context: RuntimeContext) -> NamespacesBackend:
         )
     backend = NamespacesBackend(context)
     await backend.restore()
-    backend.users_problem = await _why_no_user_namespaces(context)
+    backend.users_problem = await _why_no_user_namespaces(context, backend.stage)
     if backend.users_problem:
         _log.warning(
             "handler %s: no pods with user namespaces: %s", context.handler, backend.users_problem
@@ -69,7 +69,7 @@ async def open_backend(context: RuntimeContext) -> NamespacesBackend:
     return backend
 
 
-async def _why_no_user_namespaces(context: RuntimeContext) -> str:
+async def _why_no_user_namespaces(context: RuntimeContext, stage: Stage) -> str:
     """Try what a pod with a user namespace takes; return why it cannot be had, or an empty text."""
     ids = (OciIdMapping(0, 1 << 16, 1 << 16),)
     try:
@@ -77,7 +77,7 @@ async def _why_no_user_namespaces(context: RuntimeContext) -> str:
     except BackendError as error:
         return str(error)
     try:
-        return await asyncio.to_thread(why_not, context.root, users)
+        return await asyncio.to_thread(why_not, context.root, users, stage)
     finally:
         os.close(users)
 
@@ -89,7 +89,8 @@ class NamespacesBackend:
         self._handler = context.handler
         self._supervisor = context.supervisor
         self._cgroups = Cgroups(discover())
-        self._launches = Launches(self._cgroups)
+        self.stage = Stage(context.state / "stage")
+        self._launches = Launches(self._cgroups, self.stage)
         self._threads = ThreadPoolExecutor(_THREADS, f"ns-{context.handler}")
         self.users_problem = ""
         """Why this host cannot have pods with user namespaces; empty if it can."""

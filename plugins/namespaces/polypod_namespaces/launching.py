@@ -20,6 +20,7 @@ from polypod.backend.mounts import (
     open_rootfs,
 )
 from polypod.backend.users import (
+    Stage,
     give_streams,
     mount_maps,
     open_devices,
@@ -42,8 +43,9 @@ _JOINABLE: Final = frozenset(["user", "network", "ipc", "uts", "pid", "cgroup", 
 class Launches:
     """Prepares launches on this host's cgroups."""
 
-    def __init__(self, cgroups: Cgroups) -> None:
+    def __init__(self, cgroups: Cgroups, stage: Stage) -> None:
         self._cgroups = cgroups
+        self._stage = stage
         self._view = _cgroup_view(cgroups)
         self._shm = SharedMemory()
         self._swap = cgroups.has_swap_accounting()
@@ -73,21 +75,21 @@ class Launches:
             raise Unsupported(f"container {spec.id}: OCI hooks are not run by this handler")
         namespaces = _namespaces(spec, descriptors, target)
         users, owner = _pod_users(spec), root_of(config.linux)
-        root = descriptors.take(open_rootfs(spec.rootfs, config.linux, users))
+        root = descriptors.take(open_rootfs(spec.rootfs, config.linux, users, self._stage))
         binds = bind_mounts(config)
         shm = spec.sandbox.directory / "shm"
         if any(item.source == str(shm) for item in binds):
             self._shm.ensure(shm, *((owner.uid, owner.gid) if owner else ()))
         give_streams(spec.stdio, config.process, config.linux)
         own = IdMaps(config.linux.uid_mappings, config.linux.gid_mappings)
-        dev, nodes = open_devices(config, owner, descriptors) if owner else ("", {})
+        dev, nodes = open_devices(config, owner, descriptors, self._stage) if owner else ("", {})
         sources = Sources(
             root=root,
             streams=descriptors.streams(spec.stdio),
             namespaces=namespaces,
             mounts={
                 **open_binds(binds, descriptors, open_maps(mount_maps(config), users, own, maps)),
-                **open_image_volumes(config, spec.image_volumes, descriptors, users),
+                **open_image_volumes(config, spec.image_volumes, descriptors, self._stage, users),
             },
             dev=dev,
             nodes=nodes,
