@@ -99,7 +99,7 @@ CREATE = [
             "no-such-device", needs=_DEVICES),
     box_row("device that is a file", "devices", _device(host_path="/etc/passwd"), "/etc/passwd",
             needs=_DEVICES),
-    box_row("CDI device", "CDI_devices", [pb.CDIDevice(name="vendor.com/class=name")], "CDI",
+    box_row("CDI device", "CDI_devices", [pb.CDIDevice(name="vendor.com/class=name")], "devices",
             code="FAILED_PRECONDITION", lacks=_DEVICES),
     box_row("CDI device that no file has", "CDI_devices", [pb.CDIDevice(name="vendor.com/class=name")],
             "no file", code="NOT_FOUND", needs=_DEVICES),

@@ -8,6 +8,7 @@ from polypod.client import pb
 from polypod.plugin.runtime import Feature
 
 _BIG = "x" * ((1 << 20) + 1)
+_SYSCTLS = (Feature.SYSCTLS,)
 _SC = "linux.security_context"
 _NS = f"{_SC}.namespace_options"
 _USERNS = pb.UserNamespace(mode=pb.POD)
@@ -80,12 +81,15 @@ RUN = [
             code="FAILED_PRECONDITION", lacks=(Feature.APPARMOR,)),
     pod_row("SELinux options", f"{_SC}.selinux_options", pb.SELinuxOption(level="s0"), "SELinux",
             code="FAILED_PRECONDITION", lacks=(Feature.SELINUX,)),
-    pod_row("parameter of the host", "linux.sysctls", {"kernel.panic": "1"}, "kernel.panic"),
-    pod_row("parameter that climbs", "linux.sysctls", {"net.../../kernel/panic": "1"}, "sysctls"),
+    pod_row("parameter of the host", "linux.sysctls", {"kernel.panic": "1"}, "kernel.panic",
+            needs=_SYSCTLS),
+    pod_row("parameter that climbs", "linux.sysctls", {"net.../../kernel/panic": "1"}, "sysctls",
+            needs=_SYSCTLS),
     pod_row("parameter with a line break", "linux.sysctls", {"net.core.somaxconn": "1\n2"},
-            "somaxconn"),
+            "somaxconn", needs=_SYSCTLS),
     pod_row("parameter given twice", "linux.sysctls",
-            {"net.core.somaxconn": "1", "net/core/somaxconn": "2"}, "twice"),
+            {"net.core.somaxconn": "1", "net/core/somaxconn": "2"}, "twice",
+            needs=_SYSCTLS),
     pod_row("relative cgroup parent", "linux.cgroup_parent", "kubepods/pod1", "cgroup_parent"),
     pod_row("cgroup parent that climbs", "linux.cgroup_parent", "/a/../../b", "cgroup_parent"),
     pod_row("cgroup parent with a line break", "linux.cgroup_parent", "/a\nb", "cgroup_parent"),

@@ -154,7 +154,7 @@ async def test_an_update_survives_a_restart(pods: Pods, cri: CriClient, server, 
 
 
 async def test_the_files_of_every_controller_are_written(pods: Pods, cri: CriClient, handler):
-    handler.needs_kernel()
+    handler.needs_this_kernel()
     pod = await pods.run()
     box = await pod.start(resources=Resources(memory_limit_in_bytes=64 * MIB))
     await update(
@@ -176,7 +176,7 @@ async def test_the_files_of_every_controller_are_written(pods: Pods, cri: CriCli
 
 
 async def test_a_refusal_in_the_middle_puts_every_file_back(pods: Pods, cri: CriClient, handler):
-    handler.needs_kernel()
+    handler.needs_this_kernel()
     pod = await pods.run()
     box = await pod.start(resources=Resources(memory_limit_in_bytes=64 * MIB, cpu_shares=512))
     cpu, memory = await group(pod, box, "cpu"), await group(pod, box, "memory")
@@ -188,7 +188,7 @@ async def test_a_refusal_in_the_middle_puts_every_file_back(pods: Pods, cri: Cri
 
 
 async def test_scores_of_running_processes_follow(pods: Pods, cri: CriClient, handler):
-    handler.needs_kernel()
+    handler.needs_this_kernel()
     pod = await pods.run()
     box = await pod.start(resources=Resources(oom_score_adj=100))
     pid = (await pod.info(box))["pid"]
@@ -210,7 +210,7 @@ async def test_a_pod_is_resized_with_its_overhead(pods: Pods, cri: CriClient, ha
     info = json.loads((await cri.sandbox_status(pod.id, verbose=True)).info["info"])
     assert info["limits"]["resources"]["memory_limit_in_bytes"] == 512 * MIB
     assert info["limits"]["overhead"]["cpu_shares"] == 24
-    handler.needs_kernel()
+    handler.needs_this_kernel()
     cpu = (await group(pod, box, "cpu")).parent
     memory = (await group(pod, box, "memory")).parent
     assert (cpu / "cpu.shares").read_text() == "1024\n"

@@ -41,7 +41,8 @@ async def group(pod, box: str, controller: str) -> Path:
     return v1(controller) / path.lstrip("/")
 
 
-async def test_limits_are_in_force_and_reported(pods: Pods, cri: CriClient):
+async def test_limits_are_in_force_and_reported(pods: Pods, cri: CriClient, handler):
+    handler.needs_this_kernel()
     wanted = Resources(
         cpu_period=50_000,
         cpu_quota=25_000,
@@ -100,7 +101,10 @@ async def test_a5_02_scores_are_set_as_far_as_the_host_allows(pods: Pods, score:
     assert int(ended.out) in {score, max(score, own)}
 
 
-async def test_a5_03_the_kubelets_cgroups_are_used_and_given_back(pods: Pods, cri: CriClient):
+async def test_a5_03_the_kubelets_cgroups_are_used_and_given_back(
+    pods: Pods, cri: CriClient, handler
+):
+    handler.needs_this_kernel()
     v1("memory")
     top = f"polypod-cri-kubepods-{secrets.token_hex(3)}"
     inner = f"{top}/burstable/pod{secrets.token_hex(8)}"
@@ -145,7 +149,8 @@ def _unmake(top: Path) -> None:
         each.rmdir()
 
 
-async def test_the_default_parent_is_the_servers(pods: Pods, server):
+async def test_the_default_parent_is_the_servers(pods: Pods, server, handler):
+    handler.needs_this_kernel()
     pod = await pods.run()
     box = await pod.start()
     lines = Path(f"/proc/{(await pod.info(box))['pid']}/cgroup").read_text().splitlines()
@@ -154,7 +159,8 @@ async def test_the_default_parent_is_the_servers(pods: Pods, server):
     assert all(path.startswith(f"{server.cgroup_parent}/") for path in paths)
 
 
-async def test_cgroups_are_gone_with_the_pod(pods: Pods, cri: CriClient, server):
+async def test_cgroups_are_gone_with_the_pod(pods: Pods, cri: CriClient, server, handler):
+    handler.needs_this_kernel()
     before = server.residue()["cgroups"]
     pod = await pods.run()
     await pod.start("(sleep 1000 &); exec sleep 1000", resources=Resources(cpu_shares=512))
@@ -169,7 +175,8 @@ async def test_cgroups_are_gone_with_the_pod(pods: Pods, cri: CriClient, server)
     [(0, 32 << 20), (48 << 20, 48 << 20), (-1, None)],
     ids=["none", "some", "any"],
 )
-async def test_swap_counts_with_memory(pods: Pods, swap: int, total: int | None):
+async def test_swap_counts_with_memory(pods: Pods, swap: int, total: int | None, handler):
+    handler.needs_this_kernel()
     accounted = v1("memory") / "memory.memsw.limit_in_bytes"
     if not accounted.exists():
         host_lacks("no account of swap")
