@@ -88,6 +88,8 @@ def plugins(args: argparse.Namespace) -> int:
     rows = [
         tuple(map(str, row)) for row in import_module("polypod.registry").overview(loaded(args))
     ]
+    if args.running:
+        rows += _observed(_verbose(args))
     columns = ("PLUGIN", "KIND", "NAME", "STATE")
     if args.json:
         emit_json([dict(zip(map(str.lower, columns), row, strict=True)) for row in rows])
@@ -145,15 +147,35 @@ def config_show(args: argparse.Namespace) -> int:
 
 def _of_running(args: argparse.Namespace) -> tuple[list[tuple[str, str, str]], Mapping[str, Any]]:
     """Return what a server says that is in force, and what became of the last reading of its files."""
-
-    async def ask(cri: CriClient) -> Mapping[str, str]:
-        return dict((await cri.status(verbose=True)).info)
-
-    info = json.loads(with_client(args, ask).get("info", "{}"))
+    info = _verbose(args)
     if "configuration" not in info:
         raise Usage("the server behind this endpoint does not tell its configuration")
     rows = [(key, each["value"], each["origin"]) for key, each in info["configuration"].items()]
     return sorted(rows), info["reload"]
+
+
+def _verbose(args: argparse.Namespace) -> Mapping[str, Any]:
+    """Return what a running server says of itself."""
+
+    async def ask(cri: CriClient) -> Mapping[str, str]:
+        return dict((await cri.status(verbose=True)).info)
+
+    info: Mapping[str, Any] = json.loads(with_client(args, ask).get("info", "{}"))
+    return info
+
+
+def _observed(info: Mapping[str, Any]) -> list[tuple[str, str, str, str]]:
+    """Return rows of what observers say: the plugins that plugins have, such as those of NRI."""
+    return [
+        (
+            name,
+            f"{name} plugin",
+            each["name"],
+            ": ".join(filter(None, (each["state"], each["reason"]))),
+        )
+        for name, report in sorted(info.get("observers", {}).items())
+        for each in report.get("plugins", ())
+    ]
 
 
 def _tell_reload(reload: Mapping[str, Any]) -> None:
@@ -172,6 +194,15 @@ def _configured(parser: argparse.ArgumentParser) -> None:
         "--running",
         action="store_true",
         help="ask the server (--endpoint) what is in force, and what waits for a restart",
+    )
+
+
+def _listed(parser: argparse.ArgumentParser) -> None:
+    _shown(parser)
+    parser.add_argument(
+        "--running",
+        action="store_true",
+        help="ask the server (--endpoint) too: NRI plugins, and why one was closed",
     )
 
 
@@ -215,9 +246,10 @@ COMMANDS = (
     Command(
         "plugins",
         "list plugins and what they offer, unusable ones with the reason",
-        _shown,
+        _listed,
         plugins,
-        "  polypod plugins\n  polypod plugins --set plugins.disabled='[\"vm\"]'",
+        "  polypod plugins\n  polypod plugins --set plugins.disabled='[\"vm\"]'\n"
+        "  polypod plugins --running",
     ),
     Command(
         "doctor",

@@ -30,6 +30,7 @@ from polypod.plugin.ids import ContainerId, new_id
 from polypod.plugin.images import Image
 from polypod.plugin.requests import ContainerConfig, NamespaceMode
 from polypod.plugin.rootfs import Rootfs
+from polypod.spec.updates import adjusted_limits
 
 
 class Creating:
@@ -164,6 +165,10 @@ class Creating:
         adjusted = await heart.parts.hooks.adjust(
             record.id, record.sandbox_id, sandbox, record.config, built.oci
         )
+        if adjusted != built.oci:
+            told = record.resources or record.config.resources
+            limits = adjusted_limits(told, built.oci, adjusted)
+            heart.commit_container(container, resources=limits)
         return replace(built, oci=adjusted)
 
     async def _prepare(self, container: Container, handler: Handler, undo: Rollback) -> None:

@@ -9,8 +9,8 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Final
 
-from polypod.plugin.oci import CpuLimits, MemoryLimits, OciResources
-from polypod.plugin.requests import Resources
+from polypod.plugin.oci import CpuLimits, MemoryLimits, OciConfig, OciResources
+from polypod.plugin.requests import HugepageLimit, Resources
 
 _DEFAULT_SHARES: Final = 1024
 _DEFAULT_PERIOD_US: Final = 100_000
@@ -93,6 +93,39 @@ def overlay(old: OciResources, change: OciResources) -> OciResources:
         cpu=_over_cpu(old.cpu, change.cpu),
         hugepage_limits=tuple(sizes.values()),
         unified={**old.unified, **change.unified},
+    )
+
+
+def adjusted_limits(told: Resources, before: OciConfig, after: OciConfig) -> Resources:
+    """Return what status reports of a container whose config plugins have changed.
+
+    Args:
+        told: the limits of the request.
+        before: the config that was made of it.
+        after: what plugins made of that.
+    """
+    old, new = before.linux.resources, after.linux.resources
+    pairs: dict[str, tuple[int | str | None, int | str | None]] = {
+        "memory_limit_in_bytes": (old.memory.limit, new.memory.limit),
+        "memory_swap_limit_in_bytes": (old.memory.swap, new.memory.swap),
+        "cpu_shares": (old.cpu.shares, new.cpu.shares),
+        "cpu_quota": (old.cpu.quota, new.cpu.quota),
+        "cpu_period": (old.cpu.period, new.cpu.period),
+        "cpuset_cpus": (old.cpu.cpus, new.cpu.cpus),
+        "cpuset_mems": (old.cpu.mems, new.cpu.mems),
+        "oom_score_adj": (before.process.oom_score_adj, after.process.oom_score_adj),
+    }
+    changed = {name: value for name, (was, value) in pairs.items() if value and value != was}
+    pages = {each.page_size: each for each in told.hugepage_limits}
+    for limit in new.hugepage_limits:
+        if limit not in old.hugepage_limits:
+            pages[limit.page_size] = HugepageLimit(limit.page_size, limit.limit)
+    files = {key: text for key, text in new.unified.items() if old.unified.get(key) != text}
+    return replace(
+        told,
+        **changed,  # type: ignore[arg-type]  # each by the name of its field
+        hugepage_limits=tuple(pages.values()),
+        unified={**told.unified, **files},
     )
 
 
