@@ -440,7 +440,7 @@ class Plan:
 
     ``clone_flags`` are the namespaces that it is born into; ``pid_namespace`` (a source: an nsfs
     descriptor or a pidfd, or ``""``) is the pid namespace it is born in, which no process can join
-    later (`is_born_last` tells when); ``operations`` follow, the last one is `Execute`.
+    later (`may_be_born_last` tells when); ``operations`` follow, the last one is `Execute`.
     """
 
     __slots__ = ("clone_flags", "execute", "operations", "pid_namespace")
@@ -456,21 +456,30 @@ class Plan:
         self.operations = operations
         self.pid_namespace = pid_namespace
 
-    @property
-    def is_born_last(self) -> bool:
-        """Whether the process that executes is cloned into its pid namespace when all else is done.
+    def may_be_born_last(self, *, can_show_others: bool) -> bool:
+        """Tell whether the process that executes is cloned into its pid namespace when all else is done.
 
-        Where others are in it, they must not see how it comes to be. What mounts a procfs has to be in
-        there before, because that shows the namespace of who mounts it.
+        Where others are in it, they must not see how it comes to be. In a user namespace they may nothing
+        with it before it executes, as it is the host's until then.
+
+        Args:
+            can_show_others: a procfs can show another pid namespace than that of who mounts it; else
+                that one has to be in there before.
         """
-        return bool(self.pid_namespace) and not any(
-            isinstance(each, MountNew) and each.fstype == "proc" for each in self.operations
+        outside = bool(self.pid_namespace) and not any(
+            isinstance(each, EnterUserNamespace) for each in self.operations
+        )
+        return outside and (
+            can_show_others
+            or not any(
+                isinstance(each, MountNew) and each.fstype == "proc" for each in self.operations
+            )
         )
 
     @property
-    def is_born_late(self) -> bool:
-        """Whether the process that executes is another one than the one that is cloned first."""
-        return self.is_born_last or any(
+    def is_born_midway(self) -> bool:
+        """Whether an operation goes on in another process than the one that is cloned first."""
+        return any(
             isinstance(each, EnterUserNamespace) and "pid" in each.kinds for each in self.operations
         )
 
@@ -484,6 +493,13 @@ class Plan:
             "pid_namespace": self.pid_namespace,
             "operations": [operation.to_wire() for operation in self.operations],
         }
+
+    def to_wire_apart(self) -> tuple[dict[str, object], list[str]]:
+        """Return JSON values without the environment, and that: it may hold secrets, so the child alone reads it."""
+        wire = self.to_wire()
+        bare = Execute(args=self.execute.args, env=[], search=self.execute.search)
+        wire["operations"] = [each.to_wire() for each in (*self.operations[:-1], bare)]
+        return wire, self.execute.env
 
     @classmethod
     def from_wire(cls, wire: object) -> Plan:

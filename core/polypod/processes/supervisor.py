@@ -156,12 +156,17 @@ class SupervisorClient:
         if self._exits.is_known(process_id):
             msg = f"process {process_id} exists"
             raise AlreadyExists(msg)
-        memfd = _sealed(json.dumps(plan.to_wire()).encode())
+        memfd, length = _plan_file(plan)
         # Known before it runs: its exit may be told before the launch is answered.
         self._exits.begin(process_id)
         try:
             answer, answer_fds = await self._ask_launch(
-                process_id, [memfd, *fds], labels=dict(labels), hold=hold, on_host=on_host
+                process_id,
+                [memfd, *fds],
+                plan=length,
+                labels=dict(labels),
+                hold=hold,
+                on_host=on_host,
             )
         except AlreadyExists:
             # Somebody else's: nothing of ours is left.
@@ -377,6 +382,16 @@ def _status(record: Message) -> ExitStatus:
     at = int(record.get("at") or 0) or time.time_ns()
     code = record.get("code")
     return ExitStatus(None if code is None else int(code), int(record.get("signal") or 0), at)
+
+
+def _plan_file(plan: Plan) -> tuple[int, int]:
+    """Return a memfd with a plan and then its environment, and the length of the plan.
+
+    The supervisor reads no further: every process that it clones has its memory until it executes.
+    """
+    wire, environment = plan.to_wire_apart()
+    text = json.dumps(wire).encode()
+    return _sealed(text + json.dumps(environment).encode()), len(text)
 
 
 def _sealed(data: bytes) -> int:

@@ -15,8 +15,9 @@ from functools import partial
 from polypod.plan import channel
 from polypod.plan.operations import Plan
 from polypod.supervisor import child
-from polypod.supervisor.kernel import files, namespace, process
+from polypod.supervisor.kernel import files, mounts, namespace, process
 from polypod.supervisor.kernel.birth import PID
+from polypod.supervisor.plans import read_environment
 from polypod.supervisor.steps.birth import be_born
 from polypod.supervisor.steps.context import Context
 from polypod.supervisor.steps.process import Program
@@ -130,6 +131,7 @@ class Launcher:
         self.host_mounts = host_mounts
         self.proc = os.open("/proc", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         self._own_pids = os.open("self/ns/pid", os.O_RDONLY | os.O_CLOEXEC, dir_fd=self.proc)
+        self._can_show_others = mounts.can_show_others(self._own_pids)
 
     def clone(
         self,
@@ -137,11 +139,22 @@ class Launcher:
         process_id: str,
         fds: list[int],
         labels: Message,
+        environment: int = -1,
         *,
         hold: bool,
         on_host: bool,
     ) -> Launch:
         """Clone the child of a launch; it runs its plan while we go on.
+
+        Args:
+            plan: what it does.
+            process_id: what it is called.
+            fds: the file of the plan, and what the plan names.
+            labels: kept with it.
+            environment: where in the file that of the program begins, which is for the child alone; -1: it
+                is in the plan.
+            hold: it waits before it executes.
+            on_host: it lives in the mount namespace of the host.
 
         Raises:
             OSError: clone3 failed, or the plan names what is not there; nothing is left.
@@ -150,13 +163,14 @@ class Launcher:
         report = child.Report(keepable=hold)
         birth = -1
         try:
-            context = Context(fds, Program(plan.execute), proc=self.proc, null=-1)
+            context = Context(fds[1:], Program(plan.execute), proc=self.proc, null=-1)
+            context.environment = (fds[0], environment)
             made += os.pipe2(os.O_CLOEXEC)
             made += os.pipe2(os.O_CLOEXEC)
             status_read, status_write, gate_read, gate_write = made
             context.keep = (status_write, gate_read)
-            context.is_born_last = plan.is_born_last
-            if plan.is_born_late:
+            context.is_born_last = plan.may_be_born_last(can_show_others=self._can_show_others)
+            if plan.is_born_midway or context.is_born_last:
                 near, far = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
                 near.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
                 birth, context.birth = near.detach(), far.detach()
@@ -197,7 +211,7 @@ class Launcher:
     def _clone_into(self, plan: Plan, context: Context) -> tuple[int, int]:
         """Clone, into the pid namespace that the plan names: no process can move to another one."""
         flags = process.CLONE_PARENT | plan.clone_flags
-        if not plan.pid_namespace or plan.is_born_last:
+        if not plan.pid_namespace or context.is_born_last:
             return process.clone3(flags)
         namespace.setns(context.source(plan.pid_namespace), process.CLONE_NEWPID)
         pid = -1
@@ -220,17 +234,23 @@ class Launcher:
         """Everything here runs in the child and never returns."""
         try:
             # Nothing of the supervisor's: its clients and gates must see its end, whatever we wait for.
-            mounts = self.host_mounts if on_host else -1
-            kept = [0, 1, 2, self.proc, mounts, context.birth, *context.keep, *context.fds]
+            host = self.host_mounts if on_host else -1
+            kept = [0, 1, 2, self.proc, host, context.birth, *context.keep, *context.fds]
+            file, start = context.environment
+            kept += [file] if start >= 0 else []
             files.close_all_but(kept)
             # A collection would touch, and so copy, every page of ours.
             gc.disable()
             os.umask(0)
             _default_signals()
+            if start >= 0:
+                plan.execute.env = read_environment(file, start)
+                context.program = Program(plan.execute)
+                os.close(file)
             context.null = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
-            if mounts >= 0:
-                namespace.setns(mounts, process.CLONE_NEWNS)
-                os.close(mounts)
+            if host >= 0:
+                namespace.setns(host, process.CLONE_NEWNS)
+                os.close(host)
                 context.root = os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
             if context.is_born_last:
                 # For our child, not for us.
@@ -248,6 +268,9 @@ class Launcher:
             return 0
         try:
             return int(os.read(fd, 4096).rpartition(b")")[2].split()[19])
+        except ProcessLookupError:
+            # Gone since: one that was cloned only to clone another may be quick.
+            return 0
         finally:
             os.close(fd)
 

@@ -232,10 +232,12 @@ class Supervisor:
         labels = _labels(message)
         if not fds:
             raise Refusal("InvalidArgument", f"launch {process_id}: no plan came with it")
-        plan = read_plan(fds.pop(0))
+        length = message.get("plan")
+        plan = read_plan(fds[0], length)
+        environment = length if isinstance(length, int) else -1
         hold, on_host = bool(message.get("hold")), bool(message.get("on_host"))
         launch = self.launcher.clone(
-            plan, process_id, fds, dict(labels), hold=hold, on_host=on_host
+            plan, process_id, fds, dict(labels), environment, hold=hold, on_host=on_host
         )
         launch.peer, launch.number = peer, message.get("id")
         if launch.birth < 0:

@@ -12,7 +12,7 @@ import pytest
 from support.containment_parts import python, python_mounts, security
 
 from polypod.plugin.oci import Seccomp, SeccompRule
-from polypod.plugin.requests import Capabilities
+from polypod.plugin.requests import Capabilities, NamespaceMode, NamespaceOptions
 
 pytestmark = [pytest.mark.needs_root, pytest.mark.needs_overlay, pytest.mark.needs_busybox]
 
@@ -56,8 +56,8 @@ print(repr((own, met)), flush=True)
 """
 
 
-async def attacked(pod, **changes) -> tuple[tuple, list[tuple]]:
-    """Run execs beside an attack; return what the attacker may do, and what it met before execve."""
+async def attacked(pod, deed, **changes) -> tuple[tuple, list[tuple]]:
+    """Do something beside an attack; return what the attacker may do, and what it met before execve."""
     capabilities = Capabilities(add=("SYS_PTRACE",))
     box = await pod.start(
         python(_ATTACK),
@@ -66,8 +66,7 @@ async def attacked(pod, **changes) -> tuple[tuple, list[tuple]]:
     )
     await box.says("ready")
     for _ in range(60):
-        results = await asyncio.gather(*(box.exec(("/bin/true",)) for _ in range(3)))
-        assert [each.code for each in results] == [0] * 3
+        await deed(box)
     assert (await box.exec("touch /tmp/stop")).code == 0
     result = await box.ended()
     assert result.code == 0, result
@@ -76,14 +75,42 @@ async def attacked(pod, **changes) -> tuple[tuple, list[tuple]]:
     return own, [row[1:] for row in met if row[0]]
 
 
-@pytest.mark.parametrize("filtered", [True, False], ids=["default filter", "no filter"])
-async def test_an_exec_can_be_taken_over_only_when_it_has_nothing_more(pod, filtered):
-    own, met = await attacked(pod, **({} if filtered else {"seccomp": None}))
+def check(own: tuple, met: list[tuple]) -> None:
+    """Whoever was met has no right, no descriptor and no missing filter that would be worth it."""
     for *sets, seccomp, descriptors in met:
         for mine, theirs in zip(own[:5], sets, strict=True):
             assert theirs & ~mine == 0, (own, met)
         assert seccomp == own[5]
         assert descriptors <= 6
+
+
+@pytest.mark.parametrize("filtered", [True, False], ids=["default filter", "no filter"])
+async def test_an_exec_can_be_taken_over_only_when_it_has_nothing_more(pod, filtered):
+    async def three_execs(box) -> None:
+        results = await asyncio.gather(*(box.exec(("/bin/true",)) for _ in range(3)))
+        assert [each.code for each in results] == [0] * 3
+
+    check(*await attacked(pod, three_execs, **({} if filtered else {"seccomp": None})))
+
+
+# Before that, who mounts a procfs has to be in the pid namespace that it shows.
+_CAN_SHOW_OTHERS = tuple(map(int, os.uname().release.split("-")[0].split(".")[:2])) >= (6, 17)
+
+
+@pytest.mark.skipif(not _CAN_SHOW_OTHERS, reason="mount option pidns of proc: Linux 6.17")
+@pytest.mark.parametrize("filtered", [True, False], ids=["default filter", "no filter"])
+async def test_nor_can_another_container_of_a_pod_that_shares_its_processes(bench, filtered):
+    pod = await bench.pod(NamespaceOptions(pid=NamespaceMode.POD))
+    given = {"namespaces": pod.spec.config.security.namespaces}
+    given |= {} if filtered else {"seccomp": None}
+
+    async def a_container(_box) -> None:
+        result = await pod.run("ps", security=security(**given))
+        assert result.code == 0, result
+        assert "polypod-init" in result.out  # its proc shows the pod's processes
+        assert len(result.lines) < 20
+
+    check(*await attacked(pod, a_container, **given))
 
 
 _REFUSED = ("clone", "capset", "sendmmsg", "readv", "ppoll", "setsid")

@@ -236,7 +236,7 @@ def test_order_of_a_container_in_a_user_namespace():
     # The first process has a mount namespace of the host's alone, the others belong to the user namespace.
     assert plan.clone_flags == 0x20000
     assert one(plan, "enter-user-namespace").kinds == ["mount", "pid"]
-    assert plan.is_born_late
+    assert plan.is_born_midway
     assert "make-device" not in names(plan)
     attached = {each.target: each.source for each in plan.operations if each.name == "attach-mount"}
     assert attached == {"/dev": "fd:11", "/data": "fd:9", "/y": "fd:12"}
@@ -246,8 +246,22 @@ def test_order_of_a_container_in_a_user_namespace():
 def test_a_container_that_joins_the_pods_processes_is_born_at_once():
     linux = replace(IN_USERS.linux, namespaces=(*NAMESPACES, Namespace("user", "sandbox:user")))
     plan = compile_container(replace(IN_USERS, linux=linux), USER_SOURCES)
-    assert not plan.is_born_late
+    assert not plan.is_born_midway
+    assert not plan.may_be_born_last(can_show_others=True)
     assert plan.pid_namespace == "fd:8"
+
+
+def test_who_joins_others_is_born_last_where_its_proc_can_show_them():
+    plan = compile_container(
+        replace(CONFIG, linux=replace(CONFIG.linux, namespaces=NAMESPACES)), SOURCES
+    )
+    assert plan.pid_namespace
+    assert plan.may_be_born_last(can_show_others=True)
+    assert not plan.may_be_born_last(can_show_others=False)
+    extra = compile_exec(CONFIG.process, None, ExecSources("fd:0", ("mount", "pid")))
+    assert extra.may_be_born_last(can_show_others=False)
+    alone = compile_exec(CONFIG.process, None, ExecSources("fd:0", ("mount",)))
+    assert not alone.may_be_born_last(can_show_others=True)
 
 
 def test_without_a_dev_of_its_own_every_node_is_bound():

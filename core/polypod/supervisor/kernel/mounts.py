@@ -12,6 +12,10 @@ import os
 
 from polypod.supervisor.kernel.call import INT, LONG, POINTER, SIZE, TEXT, UINT, checked, function
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
 # asm-generic/unistd.h: the same numbers on every architecture that polypod runs on.
 _SYS_OPEN_TREE = 428
 _SYS_MOVE_MOUNT = 429
@@ -32,6 +36,7 @@ FSOPEN_CLOEXEC = 1
 FSMOUNT_CLOEXEC = 1
 FSCONFIG_SET_FLAG = 0
 FSCONFIG_SET_STRING = 1
+FSCONFIG_SET_FD = 5
 FSCONFIG_CMD_CREATE = 6
 
 MOUNT_ATTR_RDONLY = 0x1
@@ -111,12 +116,14 @@ def mount_setattr(
     checked(result, "mount_setattr")
 
 
-def new_mount(fstype: str, options: list[tuple[str, str | None]], attributes: int = 0) -> int:
+def new_mount(
+    fstype: str, options: Sequence[tuple[str, str | int | None]], attributes: int = 0
+) -> int:
     """Make a detached mount of a new file system instance and return its descriptor.
 
     Args:
         fstype: as in ``/proc/filesystems``.
-        options: (key, value); None as value makes a flag.
+        options: (key, value); None as value makes a flag, a number is a descriptor.
         attributes: ``MOUNT_ATTR_…``.
 
     Raises:
@@ -138,10 +145,22 @@ def new_mount(fstype: str, options: list[tuple[str, str | None]], attributes: in
         os.close(context)
 
 
-def _configure(context: int, key: str, value: str | None) -> None:
-    kind = FSCONFIG_SET_FLAG if value is None else FSCONFIG_SET_STRING
-    raw = None if value is None else os.fsencode(value)
-    result = _fsconfig(_SYS_FSCONFIG, context, kind, key.encode(), raw, 0)
+def can_show_others(pids: int) -> bool:
+    """Tell whether a procfs can show a pid namespace that is named to it (Linux 6.17)."""
+    try:
+        os.close(new_mount("proc", [("pidns", pids)]))
+    except OSError:
+        return False
+    return True
+
+
+def _configure(context: int, key: str, value: str | int | None) -> None:
+    if isinstance(value, int):
+        result = _fsconfig(_SYS_FSCONFIG, context, FSCONFIG_SET_FD, key.encode(), None, value)
+    else:
+        kind = FSCONFIG_SET_FLAG if value is None else FSCONFIG_SET_STRING
+        raw = None if value is None else os.fsencode(value)
+        result = _fsconfig(_SYS_FSCONFIG, context, kind, key.encode(), raw, 0)
     checked(result, f"fsconfig {key}" + ("" if value is None else f"={value}"))
 
 

@@ -23,12 +23,23 @@ class Context:
     a procfs that no container can have touched (E3); ``null`` one of a ``/dev/null`` that is ours (E4).
     ``keep`` are the pipes to the supervisor: they stay open until execve. ``program`` is what will be
     executed, prepared. ``birth`` is a socket to the supervisor if another process goes on midway.
-    ``granted`` are the capabilities that the program shall have (effective, permitted, inheritable). With
+    ``environment`` is that of the program, as (file, where it begins), if it is not in the plan. ``granted``
+    are the capabilities that the program shall have (effective, permitted, inheritable). With
     ``is_born_last`` the process that goes on leads the session, and takes its terminal if it ``has_terminal``.
     """
 
     __slots__ = (
-        *("birth", "fds", "granted", "has_terminal", "is_born_last", "keep", "null", "proc"),
+        *(
+            "birth",
+            "environment",
+            "fds",
+            "granted",
+            "has_terminal",
+            "is_born_last",
+            "keep",
+            "null",
+            "proc",
+        ),
         *("proc_devices", "program", "root"),
     )
 
@@ -41,6 +52,7 @@ class Context:
         self.keep = keep
         self.program = program
         self.birth = -1
+        self.environment = (-1, -1)
         self.granted = (0, 0, 0)
         self.has_terminal = False
         self.is_born_last = False

@@ -14,7 +14,9 @@ _PROC = "/proc"
 
 def mount_new(op: operations.MountNew, context: Context) -> None:
     """Mount a new instance."""
-    options = [(str(key), value) for key, value in op.options]
+    options: list[tuple[str, str | int | None]] = [(str(key), value) for key, value in op.options]
+    if op.fstype == "proc" and context.is_born_last:
+        _show_children(options, context)
     made = mounts.new_mount(op.fstype, options, op.attributes)
     try:
         target = _target_of(op, context)
@@ -26,6 +28,13 @@ def mount_new(op: operations.MountNew, context: Context) -> None:
             context.proc_devices.add(os.fstat(made).st_dev)
     finally:
         os.close(made)
+
+
+def _show_children(options: list[tuple[str, str | int | None]], context: Context) -> None:
+    """We are not in the pid namespace that is to be shown, our child will be; closed with all others."""
+    name = "self/ns/pid_for_children"
+    pids = os.open(name, os.O_RDONLY | os.O_CLOEXEC, dir_fd=context.proc)
+    options.append(("pidns", pids))
 
 
 _KERNEL_FILESYSTEMS = ("proc", "sysfs")
