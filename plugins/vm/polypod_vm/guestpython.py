@@ -28,6 +28,7 @@ _NEEDED = (
     "polypod_vm_child.guest_usage",
     "polypod.backend.cgroups",
     "polypod.backend.devicefilter",
+    "polypod.backend.limits",
     "encodings.utf_8",
     "encodings.ascii",
     "encodings.latin_1",
