@@ -468,7 +468,7 @@ def _write_all(file: str, texts: Sequence[str]) -> None:
 
 
 def _read(file: str) -> str:
-    """Return a small file's text; open() takes four times as long, mostly in system calls."""
+    """Return a small file's text; open() takes more than twice as long (8 against 3 µs)."""
     descriptor = os.open(file, os.O_RDONLY | os.O_CLOEXEC)
     try:
         parts = [os.read(descriptor, _READ_BYTES)]
