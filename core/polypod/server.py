@@ -126,7 +126,7 @@ async def _open(assembled: Assembled, config: Config) -> None:
         len(found.rolled_back),
         len(found.orphans),
     )
-    await open_observers(assembled.registry, assembled.core, config.plugins, assembled.closers)
+    await open_observers(assembled.registry, assembled.core, config, assembled.closers)
 
 
 def _signals() -> tuple[asyncio.Event, asyncio.Event]:

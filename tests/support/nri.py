@@ -84,6 +84,11 @@ class FakeServices:
     def report(self, facts, /):
         self.reported = facts
 
+    async def cdi_devices(self, config, names, /):
+        if names != ["a/b=c"]:
+            raise NotFound(f"no CDI device {names[0]!r}")
+        return replace(config, hostname="with a/b=c")
+
     async def update(self, container_id, resources, /):
         if container_id not in self.containers_by_id:
             raise NotFound(f"no container {container_id}")

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack
+from pathlib import Path
 
-from polypod.config import PluginsConfig
+from polypod.config import Config, PluginsConfig
+from polypod.lifecycle.cdi import add_devices
 from polypod.lifecycle.core import Core
 from polypod.lifecycle.views import Filter
 from polypod.plugin.errors import FailedPrecondition
 from polypod.plugin.ids import ContainerId, SandboxId
 from polypod.plugin.observer import ContainerFacts, SandboxFacts, Snapshot
+from polypod.plugin.oci import OciConfig
 from polypod.plugin.requests import Resources
 from polypod.registry import Registry
 
@@ -21,11 +25,12 @@ log = logging.getLogger(__name__)
 class Services:
     """Implements `polypod.plugin.observer.ObserverServices`."""
 
-    def __init__(self, core: Core, name: str, hook_timeout_s: float) -> None:
+    def __init__(self, core: Core, name: str, config: Config) -> None:
         """Lend a heart's services to one observer."""
         self._core = core
         self._name = name
-        self._hook_timeout_s = hook_timeout_s
+        self._hook_timeout_s = config.plugins.hook_timeout_s
+        self._cdi_directories = tuple(map(Path, config.server.cdi_dirs))
 
     @property
     def hook_timeout_s(self) -> float:
@@ -79,6 +84,10 @@ class Services:
             for each in await self._core.list_containers(Filter())
         ]
 
+    async def cdi_devices(self, config: OciConfig, names: Sequence[str], /) -> OciConfig:
+        """Add CDI devices to a config."""
+        return await asyncio.to_thread(add_devices, config, names, self._cdi_directories)
+
     async def update(self, container_id: ContainerId, resources: Resources, /) -> None:
         """Change a container's limits."""
         await self._core.update_container(container_id, resources)
@@ -89,13 +98,14 @@ class Services:
 
 
 async def open_observers(
-    registry: Registry, core: Core, settings: PluginsConfig, closers: AsyncExitStack
+    registry: Registry, core: Core, config: Config, closers: AsyncExitStack
 ) -> None:
     """Open what plugins offer; one that fails is logged, the others go on.
 
     Raises:
         FailedPrecondition: one of a required plugin fails.
     """
+    settings = config.plugins
     owners = {
         offer.name: plugin.name
         for plugin in registry.plugins()
@@ -108,7 +118,7 @@ async def open_observers(
             log.warning("observer unusable name=%s reason=%s", name, offered.unusable)
             continue
         try:
-            services = Services(core, name, settings.hook_timeout_s)
+            services = Services(core, name, config)
             observer = await offered.open(services, settings.options.get(owners[name], {}))
         except Exception as error:
             log.exception("observer failed name=%s", name)

@@ -9,14 +9,16 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
 from polypod.lifecycle.host_facts import HostFacts
 from polypod.plugin.errors import InvalidArgument, NotFound
+from polypod.plugin.oci import OciConfig
 from polypod.spec import cdi, json_reader
 from polypod.spec.cdi import CdiNode, CdiSpec, Edits
-from polypod.spec.devices import HostDevice
+from polypod.spec.devices import HostDevice, device_nodes, device_rules
 from polypod.spec.json_reader import Node
 
 DIRECTORIES: Final = (Path("/etc/cdi"), Path("/var/run/cdi"))
@@ -83,6 +85,25 @@ def _load(path: Path) -> Node:
     from polypod.spec.yaml_reader import load_yaml
 
     return load_yaml(text, str(path), _FILE_BYTES)
+
+
+def add_devices(config: OciConfig, names: Sequence[str], directories: Iterable[Path]) -> OciConfig:
+    """Return a config with CDI devices that were not in its request: for plugins. Blocks.
+
+    Raises:
+        NotFound: no file has one of the names.
+        InvalidArgument: a file is malformed.
+        Unsupported: a device asks for what is not done here.
+    """
+    edits = find_edits(names, directories)
+    devices = host_devices(edits.nodes)
+    linux, nodes = config.linux, device_nodes(devices)
+    paths = {node.path for node in nodes}
+    extra = device_rules(devices, privileged=False)[len(device_rules((), privileged=False)) :]
+    resources = replace(linux.resources, devices=linux.resources.devices + extra)
+    kept = tuple(node for node in linux.devices if node.path not in paths)
+    linux = replace(linux, devices=kept + nodes, resources=resources)
+    return cdi.apply(replace(config, linux=linux), edits)
 
 
 def host_devices(nodes: Iterable[CdiNode]) -> list[HostDevice]:

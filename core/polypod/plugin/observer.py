@@ -97,6 +97,14 @@ class ObserverServices(Protocol):
         """Replace what the verbose Status and `polypod plugins` say of this observer: JSON values."""
         ...
 
+    async def cdi_devices(self, config: OciConfig, names: Sequence[str], /) -> OciConfig:
+        """Return a config with CDI devices that were not in its request.
+
+        Raises:
+            PolypodError: there is none of the name, its file is malformed, or it asks for what is not done.
+        """
+        ...
+
     async def update(self, container_id: ContainerId, resources: Resources, /) -> None:
         """Change a container's limits, as UpdateContainerResources does."""
         ...

@@ -54,6 +54,12 @@ class Adjusted:
         self.total = api.ContainerAdjustment()
         """All that was asked for."""
         self._plugin = ""
+        self._devices_wanted: list[str] = []
+
+    def take_cdi_devices(self) -> list[str]:
+        """Return the CDI devices that were asked for since the last time: core adds them to `config`."""
+        wanted, self._devices_wanted = self._devices_wanted, []
+        return wanted
 
     def apply(self, wanted: api.ContainerAdjustment, plugin: str) -> None:
         """Change the config as a plugin wants.
@@ -69,8 +75,9 @@ class Adjusted:
         self._arguments(tuple(wanted.args))
         self._hooks(wanted.hooks)
         self._rlimits(wanted.rlimits)
-        if wanted.CDI_devices:
-            self._cannot("CDI devices")
+        for each in wanted.CDI_devices:
+            self._claim("CdiDevices", each.name)
+            self._devices_wanted.append(each.name)
         if wanted.HasField("linux"):
             self._linux(wanted.linux)
 
@@ -175,7 +182,8 @@ class Adjusted:
                 continue
             self._claim("Devices", each.path)
             found[each.path] = device = _device(each)
-            rules.append(DeviceRule(True, device.type, device.major, device.minor, "rwm"))
+            if device.type != "p":  # a named pipe is no device to the kernel
+                rules.append(DeviceRule(True, device.type, device.major, device.minor, "rwm"))
         resources = replace(self.config.linux.resources, devices=tuple(rules))
         self._linux_part(devices=tuple(found.values()), resources=resources)
 

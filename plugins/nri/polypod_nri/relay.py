@@ -135,6 +135,7 @@ class Relay:
             )
             if answer is not None:
                 adjusted.apply(answer.adjust, peer.title)
+                await self._add_cdi_devices(adjusted, peer.title)
                 updates.add(answer.update, peer.title)
                 self._evict(answer.evict, peer.title)
         if validators:
@@ -142,6 +143,15 @@ class Relay:
         self._containers[facts.id] = replace(facts, config=adjusted.config)
         await self._apply_before(updates, deadline)
         return adjusted.config
+
+    async def _add_cdi_devices(self, adjusted: Adjusted, title: str) -> None:
+        names = adjusted.take_cdi_devices()
+        if not names:
+            return
+        try:
+            adjusted.config = await self._services.cdi_devices(adjusted.config, names)
+        except PolypodError as error:
+            raise FailedPrecondition(f"NRI plugin {title}: {error}") from error
 
     async def start_container(self, facts: ContainerFacts) -> None:
         """A container is about to start. Raises FailedPrecondition: a plugin refuses."""

@@ -30,7 +30,7 @@ class NriServer:
     def __init__(self, settings):
         self.place = Path(tempfile.mkdtemp(prefix="polypod-nri-"))
         self.socket = self.place / "run" / "nri.sock"
-        for name in ("plugins", "conf.d"):
+        for name in ("plugins", "conf.d", "cdi"):
             (self.place / name).mkdir()
         self.server = Server(
             (
@@ -39,6 +39,7 @@ class NriServer:
                 f"plugins.nri.socket={self.socket}",
                 f"plugins.nri.plugin_dir={self.place}/plugins",
                 f"plugins.nri.config_dir={self.place}/conf.d",
+                f'server.cdi_dirs=["{self.place}/cdi"]',
                 "plugins.nri.request_timeout_s=5",
                 "plugins.hook_timeout_s=20",
             )

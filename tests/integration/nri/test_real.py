@@ -2,16 +2,33 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 from conformance import images
+from conformance.pods import log_text
 
 pytestmark = [
     pytest.mark.needs_root,
     pytest.mark.needs_overlay,
     pytest.mark.needs_busybox,
 ]
+
+
+CDI = {
+    "cdiVersion": "0.6.0",
+    "kind": "example.org/null",
+    "devices": [
+        {
+            "name": "one",
+            "containerEdits": {
+                "env": ["CDI=by a file"],
+                "deviceNodes": [{"path": "/dev/cdi-null", "hostPath": "/dev/null"}],
+            },
+        }
+    ],
+}
 
 
 @pytest.fixture
@@ -23,8 +40,10 @@ async def test_every_adjustment_is_found_inside(real, pods_of, layout, tmp_path)
     shared = tmp_path / "shared"
     shared.mkdir()
     (shared / "file").write_text("from the host\n")
+    (real.place / "cdi" / "example.json").write_text(json.dumps(CDI))
     real.install(
         adjust={
+            "CDI_devices": [{"name": "example.org/null=one"}],
             "annotations": {"org.example.nri": "seen"},
             "env": [{"key": "ADDED", "value": "by a plugin"}, {"key": "-DROPPED"}],
             "mounts": [
@@ -52,13 +71,14 @@ async def test_every_adjustment_is_found_inside(real, pods_of, layout, tmp_path)
         touch /shared/other 2>/dev/null || echo read-only
         ulimit -Sn; ulimit -Hn
         cat /proc/self/oom_score_adj
+        echo "$CDI"; echo hello > /dev/cdi-null && echo written to it
         echo hello > /dev/added && echo written
         sleep 1000
     """
     container = await pod.start(script)
-    await pod.said(container, "written")
+    await pod.said(container, "written\n")
     status = (await cri.container_status(container)).status
-    said = images_text(status.log_path)
+    said = log_text(status.log_path)
     assert said.splitlines() == [
         "by a plugin|",
         "from the host",
@@ -66,6 +86,8 @@ async def test_every_adjustment_is_found_inside(real, pods_of, layout, tmp_path)
         "123",
         "456",
         "321",
+        "by a file",
+        "written to it",
         "written",
     ]
     assert cgroup_value(container, "memory", "memory.limit_in_bytes", "memory.max") == 64 << 20
@@ -73,12 +95,6 @@ async def test_every_adjustment_is_found_inside(real, pods_of, layout, tmp_path)
     assert status.resources.linux.memory_limit_in_bytes == 64 << 20
     assert status.resources.linux.cpu_shares == 777
     await pods.remove_all()
-
-
-def images_text(path: str) -> str:
-    from conformance.pods import log_text
-
-    return log_text(path)
 
 
 def cgroup_value(container: str, hierarchy: str, old: str, new: str) -> int:

@@ -173,7 +173,15 @@ def test_seccomp():
     )
 
 
+def test_cdi_devices_are_core_s_to_add():
+    made = Adjusted(CONFIG)
+    made.apply(wanted('CDI_devices { name: "a/b=c" }'), "00-p0")
+    assert made.take_cdi_devices() == ["a/b=c"]
+    assert made.take_cdi_devices() == []
+
+
 CONFLICTS = {
+    "cdi": ('CDI_devices { name: "a/b=c" }', "CdiDevices 'a/b=c'"),
     "annotation": ('annotations { key: "a" value: "1" }', "Annotations 'a'"),
     "mount": ('mounts { destination: "/new" source: "/x" }', "Mounts '/new'"),
     "env": ('env { key: "A" value: "1" }', "Env 'A'"),
@@ -235,7 +243,6 @@ def test_removal_and_a_new_value_replace_what_another_plugin_set(name):
 @pytest.mark.parametrize(
     ("text", "what"),
     [
-        ('CDI_devices { name: "a/b=c" }', "CDI devices"),
         ("linux { io_priority { } }", "an io priority"),
         ("linux { scheduler { } }", "a scheduler"),
         ("linux { rdt { } }", "cache allocation"),

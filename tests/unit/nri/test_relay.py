@@ -89,6 +89,23 @@ async def test_a_created_container_is_adjusted(lab):
     assert (await lab.create(container_facts())).process.env == ("PATH=/bin", "KEEP=1", "NEW=x")
 
 
+@pytest.mark.parametrize("name", ["a/b=c", "missing"])
+async def test_cdi_devices_that_a_plugin_asks_for_are_added(lab, name):
+    async def adjust(_request):
+        answer = api.CreateContainerResponse()
+        answer.adjust.CDI_devices.add(name=name)
+        return answer
+
+    await lab.connect(CreateContainer=adjust)
+    if name == "missing":
+        with pytest.raises(
+            FailedPrecondition, match="NRI plugin 10-logger: no CDI device 'missing'"
+        ):
+            await lab.create(container_facts())
+    else:
+        assert (await lab.create(container_facts())).hostname == "with a/b=c"
+
+
 async def test_plugins_are_asked_in_the_order_of_their_index(lab):
     async def one(request):
         answer = api.CreateContainerResponse()
