@@ -10,7 +10,8 @@ from typing import Final
 
 from polypod.plugin.errors import InvalidArgument
 
-_MAX_OPEN: Final = max(16, min(1024, resource.getrlimit(resource.RLIMIT_NOFILE)[1] // 2))
+_HARD: Final = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+_MAX_OPEN: Final = 1024 if _HARD == resource.RLIM_INFINITY else max(16, min(1024, _HARD // 2))
 """Archives that are sorted by name need few, others go from one directory to the next."""
 OPEN_DIRECTORY: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -205,8 +205,9 @@ class _Extractor:
             else:
                 total = self._fill(descriptor, entry.holes)
             self._tree.made()
-            status = self._finished(descriptor, entry)
-            self.made[status.st_ino] = Made(total) if entry.xattrs else made(status, total)
+            kept = _kept(entry) if entry.xattrs else None
+            status = self._finished(descriptor, entry, kept)
+            self.made[status.st_ino] = Made(total) if kept else made(status, total)
         finally:
             os.close(descriptor)
 
@@ -223,20 +224,21 @@ class _Extractor:
             _write(descriptor, piece)
         return total
 
-    def _finished(self, descriptor: int, entry: Entry) -> os.stat_result:
+    def _finished(
+        self, descriptor: int, entry: Entry, kept: Mapping[bytes, bytes] | None
+    ) -> os.stat_result:
         """Give a file whose content is written everything else; return how it is then."""
         stamp = entry.mtime_ns
         os.utime(descriptor, ns=(stamp, stamp))
         status = os.fstat(descriptor)
         owned = status.st_uid == entry.uid and status.st_gid == entry.gid
-        if owned and stat.S_IMODE(status.st_mode) == entry.mode and not entry.xattrs:
+        if owned and stat.S_IMODE(status.st_mode) == entry.mode and not kept:
             return status
         if not owned:
             os.fchown(descriptor, entry.uid, entry.gid)
         os.fchmod(descriptor, entry.mode)
-        for key, value in entry.xattrs.items():
-            if keeps_xattr(key):
-                os.setxattr(descriptor, key, value)
+        for key, value in (kept or {}).items():
+            os.setxattr(descriptor, key, value)
         return os.fstat(descriptor)
 
     def _fill(self, descriptor: int, holes: Sparse) -> int:
@@ -372,8 +374,11 @@ def _set_time(entry: Entry, parent: Directory, name: bytes) -> None:
 
 
 def _attributes(entry: Entry) -> Attributes:
-    kept = {key: value for key, value in entry.xattrs.items() if keeps_xattr(key)}
-    return Attributes(entry.mode, entry.uid, entry.gid, entry.mtime_ns, kept)
+    return Attributes(entry.mode, entry.uid, entry.gid, entry.mtime_ns, _kept(entry))
+
+
+def _kept(entry: Entry) -> dict[bytes, bytes]:
+    return {key: value for key, value in entry.xattrs.items() if keeps_xattr(key)}
 
 
 def _write(descriptor: int, piece: memoryview) -> None:
