@@ -113,7 +113,7 @@ async def test_f2_03_no_network_message_on_the_hosts_network_or_after_the_stop(
 async def test_f2_04_a_dead_sandbox_shows_notready_at_the_next_list(
     pods: Pods, handler, cri: CriClient
 ):
-    handler.needs_kernel()
+    handler.needs_this_kernel()
     handler.needs(Feature.SHARED_PID)
     pod = await pods.run(security=security(pid=pb.POD))
     box = await pod.start()

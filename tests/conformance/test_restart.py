@@ -72,17 +72,21 @@ async def test_f2_14_stop_really_kills_containers_taken_over(pods: Pods, cri, re
     pod = await pods.run()
     polite = await pod.start("trap 'exit 5' TERM; while true; do sleep 0.05; done", name="polite")
     deaf = await pod.start("trap '' TERM; while true; do sleep 0.05; done", name="deaf")
-    pids = [(await pod.info(box))["pid"] for box in (polite, deaf)]
+    # Programs in a machine have no pid of the host.
+    pids = [pid for box in (polite, deaf) if (pid := (await pod.info(box))["pid"])]
     await restart()
-    assert [await exists(pid) for pid in pids] == [True, True]
+    assert all([await exists(pid) for pid in pids])
     await cri.stop_container(polite, 20)
     assert (await pod.ended(polite)).code == 5
     await cri.stop_container(deaf, 1)
     assert (await pod.ended(deaf)).code == 137
-    assert [await exists(pid) for pid in pids] == [False, False]
+    assert not any([await exists(pid) for pid in pids])
 
 
-async def test_an_exit_while_no_daemon_runs_is_known_with_its_code(pods: Pods, cri, restart):
+async def test_an_exit_while_no_daemon_runs_is_known_with_its_code(
+    pods: Pods, cri, restart, handler
+):
+    handler.needs_this_kernel()
     pod = await pods.run()
     box = await pod.start("while test ! -e /tmp/go; do sleep 0.02; done; echo last words; exit 42")
     pid = (await pod.info(box))["pid"]
@@ -245,7 +249,7 @@ async def test_sigterm_leaves_workloads_running(pods: Pods, cri, server):
     box = await pod.start()
     pid = (await pod.info(box))["pid"]
     assert server.stop() == 0
-    assert await exists(pid)
+    assert pid is None or await exists(pid)
     server.launch()
     await server.ready()
     await cri.wait_ready(30)

@@ -178,7 +178,12 @@ class OciBackend:
 
     async def update(self, container_id: ContainerId, resources: Resources, /) -> None:
         """See `RuntimeBackend.update`."""
-        await self._calls.update(self._containers.known(container_id), resources)
+        container = self._containers.known(container_id)
+        await self._calls.update(container, resources)
+        if resources.oom_score_adj:
+            # It is no limit of a cgroup: a runtime sets it at the start and has no command for later.
+            pids = self._cgroups.processes(container.cgroup)
+            await asyncio.to_thread(limits.set_scores, pids, resources.oom_score_adj)
 
     async def resize(self, sandbox_id: SandboxId, limits_: PodResources, /) -> None:
         """See `Resizable.resize`: the sandbox's cgroup is ours, the runtime knows nothing of it."""
