@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import secrets
 import shutil
 import tempfile
 from itertools import zip_longest
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 from support.vm import VmSubject, busybox_image
 
+from polypod.backend.cgroups import Cgroups, discover
 from polypod.testing import suite
 from polypod.testing.runtime_suite import CHECKS, Outcome, run_check
 from polypod_vm.plugin import missing
@@ -46,10 +48,12 @@ def image(tmp_path_factory) -> Path:
 async def subjects(roots, image, host, other_host):
     directories = [Path(tempfile.mkdtemp(prefix="polypod-vm-")) for _ in roots]
     hosts = (host, other_host)
+    parent = f"/polypod-test-{secrets.token_hex(4)}"
     yield [
-        VmSubject(directory, root, image, each)
+        VmSubject(directory, root, image, each, parent)
         for directory, root, each in zip(directories, roots, hosts, strict=True)
     ]
+    Cgroups(discover()).remove(parent)
     for directory in directories:
         shutil.rmtree(directory)
 

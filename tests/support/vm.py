@@ -48,12 +48,15 @@ class VmSubject:
     path = "/bin"
     out_of_memory = ("tail", "/dev/zero")
 
-    def __init__(self, directory: Path, root: Path, image: Path, host: ProcessHost) -> None:
+    def __init__(
+        self, directory: Path, root: Path, image: Path, host: ProcessHost, parent: str
+    ) -> None:
         (self.type,) = plugin.polypod_runtime_types()
         self._directory = directory
         self._root = root
         self._image = image
         self._host = host
+        self._parent = parent
 
     async def open(self) -> RuntimeBackend:
         """Open it on the same state as before."""
@@ -65,7 +68,7 @@ class VmSubject:
                 options={"memory_mib": 256},
                 root=self._root,
                 state=state,
-                cgroup_parent="/unused",
+                cgroup_parent=self._parent,
                 supervisor=self._host.supervisor,
             )
         )
@@ -78,7 +81,7 @@ class VmSubject:
         directory.mkdir()
         for name, text in FILES.items():
             (directory / name).write_text(text)
-        return SandboxSpec(sandbox_id, config, made, directory, f"/unused/{sandbox_id}")
+        return SandboxSpec(sandbox_id, config, made, directory, f"{self._parent}/{sandbox_id}")
 
     async def container(
         self, container_id: ContainerId, sandbox: SandboxSpec, wanted: Wanted, stdio: Stdio, /

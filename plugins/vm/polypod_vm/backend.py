@@ -13,6 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
+from polypod.backend import usage as host_usage
 from polypod.plugin import (
     AlreadyExists,
     BackendError,
@@ -45,11 +46,14 @@ from polypod_vm.inventory import Container, exit_status, restored, usage, uuid_o
 from polypod_vm.link import Message
 from polypod_vm.machine import Machine, Places, domain_name, read_note
 from polypod_vm.options import VmOptions, parse
+from polypod_vm.placing import PodCgroups
 from polypod_vm.service import Service
 from polypod_vm.sessions import ExecSession
 
 _log = logging.getLogger(__name__)
 _EXITS_S: Final = 15.0
+_LIBVIRTS_OWN: Final = Path("/run/libvirt/qemu")
+"""Where a libvirt that is not ours, run by root, notes who QEMU is."""
 _NOT_EXECUTED: Final = 127
 """What shells answer for a program that could not be executed."""
 
@@ -73,6 +77,7 @@ class VmBackend:
         self._supervisor = context.supervisor
         self._options = options
         self._guests = Guests(context.root, options)
+        self._cgroups = PodCgroups(context.cgroup_parent)
         self._service: Service | None = None
         self._stopped = False
         if options.uri:
@@ -122,11 +127,11 @@ class VmBackend:
         return await self._machine(name).probe(domain, guests.KVM_PROBE_S)
 
     def _places(self, sandbox_id: SandboxId) -> Places:
-        directory = self._machines_directory / sandbox_id[:24]
+        name, directory = domain_name(sandbox_id), self._machines_directory / sandbox_id[:24]
         if self._service is None:
-            return Places(directory, directory)
-        log = self._service.emulator_log(domain_name(sandbox_id))
-        return Places(directory, self._service.inside(directory), log)
+            return Places(directory, directory, _LIBVIRTS_OWN / f"{name}.pid")
+        inside, log = self._service.inside(directory), self._service.emulator_log(name)
+        return Places(directory, inside, self._service.run / "qemu" / f"{name}.pid", log)
 
     async def _domain(self, sandbox_id: SandboxId, accel: str, memory: int, vcpus: int) -> Domain:
         image, places = await self._guests.image(), self._places(sandbox_id)
@@ -150,6 +155,7 @@ class VmBackend:
             self._places(sandbox_id),
             self._supervisor,
             self._hypervisor,
+            self._cgroups,
             on_event=partial(self._guest_event, sandbox_id),
             on_dead=partial(self._machine_died, sandbox_id),
         )
@@ -339,13 +345,10 @@ class VmBackend:
     async def sandbox_stats(
         self, sandbox_ids: Sequence[SandboxId], /
     ) -> Mapping[SandboxId, ContainerUsage]:
-        """See `SandboxStatsSource.sandbox_stats`: what the machines cost this host."""
-        alive = [each for each in sandbox_ids if each in self._machines]
-        names = {each: domain_name(each) for each in alive if not self._machines[each].dead}
-        if not names:
-            return {}
-        told = await self._hypervisor.usages()
-        return {each: told[name] for each, name in names.items() if name in told}
+        """See `SandboxStatsSource.sandbox_stats`: what QEMU and relay cost this host, by their cgroups."""
+        known = ((each, self._machines.get(each)) for each in sandbox_ids)
+        groups = {each: found.note.cgroup for each, found in known if found and not found.dead}
+        return await asyncio.to_thread(host_usage.read_all, self._cgroups.cgroups, groups)
 
     @staticmethod
     async def _stats(

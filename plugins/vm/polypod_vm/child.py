@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
@@ -18,7 +19,9 @@ _CODE: Final = (
 _ENV: Final = ("PATH=/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL=C.UTF-8")
 
 
-def plan(name: str, *arguments: str, log: str, network: str = "") -> Plan:
+def plan(
+    name: str, *arguments: str, log: str, network: str = "", cgroups: Sequence[str] = ()
+) -> Plan:
     """Return the launch plan of a program.
 
     Args:
@@ -26,9 +29,11 @@ def plan(name: str, *arguments: str, log: str, network: str = "") -> Plan:
         arguments: for its ``main``.
         log: source of what it says.
         network: source of the network namespace that it lives in; ``""`` = the host's.
+        cgroups: sources of the files by which it joins its cgroup.
     """
     joined = [["network", network]] if network else []
     operations: list[Operation] = [
+        op.JoinCgroups(sources=list(cgroups)),
         op.JoinNamespaces(items=joined, kinds=[], pidfd=""),
         op.StartSession(),
         op.UseStdio(stdin="", stdout=log, stderr=log, uid=-1),

@@ -8,15 +8,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Final, TypeVar
 
 import libvirt
 import libvirt_qemu
 
-from polypod.plugin import BackendError, ContainerUsage, Unavailable
+from polypod.plugin import BackendError, Unavailable
 from polypod_vm.domain import Disk, Domain, disk_xml, domain_xml
 
 _T = TypeVar("_T")
@@ -51,13 +50,17 @@ class Hypervisor:
         """
         return await self._run(self._version)
 
-    async def create(self, domain: Domain, tap: int, mac: str) -> None:
+    async def create(
+        self, domain: Domain, tap: int, mac: str, place: Callable[[], None] | None = None
+    ) -> None:
         """Start a machine; with a tap (≥ 0) its interface is there before the guest looks for it.
+
+        ``place`` is called before it runs, and may raise.
 
         Raises:
             BackendError: libvirt or QEMU refused; nothing is left.
         """
-        await self._run(self._create, domain, tap, mac)
+        await self._run(self._create, domain, tap, mac, place)
 
     async def destroy(self, name: str) -> None:
         """End a machine; one that is gone is fine."""
@@ -70,19 +73,6 @@ class Hypervisor:
     async def is_running(self, name: str) -> bool:
         """Tell whether a machine is there."""
         return await self._run(self._is_running, name)
-
-    async def usages(self) -> dict[str, ContainerUsage]:
-        """Return what each running machine has used of this host, by its name: one question for all."""
-        return await self._run(self._usages)
-
-    def _usages(self) -> dict[str, ContainerUsage]:
-        wanted = libvirt.VIR_DOMAIN_STATS_CPU_TOTAL | libvirt.VIR_DOMAIN_STATS_BALLOON
-        flags = libvirt.VIR_CONNECT_GET_ALL_DOMAINS_STATS_RUNNING
-        now = time.time_ns()
-        return {
-            domain.name(): _usage(found, now)
-            for domain, found in self._open().getAllDomainStats(wanted, flags)
-        }
 
     async def close(self) -> None:
         """Disconnect; machines go on."""
@@ -120,11 +110,13 @@ class Hypervisor:
         connection = self._open()
         return f"{connection.getType()} {connection.getVersion()}"
 
-    def _create(self, domain: Domain, tap: int, mac: str) -> None:
+    def _create(self, domain: Domain, tap: int, mac: str, place: Callable[[], None] | None) -> None:
         made = self._open().createXML(domain_xml(domain), libvirt.VIR_DOMAIN_START_PAUSED)
         try:
             if tap >= 0:
                 self._add_network(made, tap, mac)
+            if place is not None:
+                place()
             made.resume()
         except BaseException:
             with contextlib.suppress(libvirt.libvirtError):
@@ -165,19 +157,6 @@ class Hypervisor:
             if error.get_error_code() in _GONE:
                 return False
             raise
-
-
-def _usage(found: Mapping[str, int], now: int) -> ContainerUsage:
-    """Return counters of a machine's processes: time of all their threads, memory that is present."""
-    resident = found.get("balloon.rss")
-    return ContainerUsage(
-        timestamp_ns=now,
-        cpu_usage_core_ns=found.get("cpu.time"),
-        memory_usage_bytes=None if resident is None else resident * 1024,
-        memory_working_set_bytes=None if resident is None else resident * 1024,
-        memory_rss_bytes=None if resident is None else resident * 1024,
-        source="hypervisor",
-    )
 
 
 def _command(name: str, **arguments: object) -> dict[str, object]:

@@ -34,6 +34,7 @@ from polypod_vm.domain import Disk, Domain, disk_target
 from polypod_vm.hypervisor import Hypervisor
 from polypod_vm.launching import POD_FILES, Image, pod_kinds, pod_sysctls
 from polypod_vm.link import Lost, Message, RelayLink
+from polypod_vm.placing import PodCgroups
 
 _log = logging.getLogger(__name__)
 _CONSOLE_TAIL: Final = 2000
@@ -61,6 +62,8 @@ class Note:
     pid_mode: int = 0
     booted: bool = False
     """Its guest was told what it is."""
+    cgroup: str = ""
+    """On the host, of what runs the machine."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +75,8 @@ class Places:
     inside: Path
     """The same directory as libvirt and QEMU name it."""
 
+    emulator_pid: Path
+    """Written by libvirt: who QEMU is."""
     emulator_log: Path | None = None
     """What QEMU has said; None where libvirt is not ours."""
 
@@ -100,6 +105,7 @@ class Machine:
         places: Places,
         supervisor: Supervisor,
         hypervisor: Hypervisor,
+        cgroups: PodCgroups,
         *,
         on_event: Callable[[Message], None],
         on_dead: Callable[[str], None],
@@ -112,6 +118,7 @@ class Machine:
         self._places = places
         self._supervisor = supervisor
         self._hypervisor = hypervisor
+        self._cgroups = cgroups
         self._on_event = on_event
         self._on_dead = on_dead
         self._log = places.directory / "relay.log"
@@ -134,7 +141,9 @@ class Machine:
         try:
             await asyncio.to_thread(self._make_directory)
             self.note.pid_mode = int(spec.config.security.namespaces.pid)
+            self.note.cgroup = spec.cgroup
             self.write_note()
+            await asyncio.to_thread(self._cgroups.create, spec.cgroup)
             fds = spec.namespaces.fds if spec.namespaces is not None else {}
             network = await self._start(domain, fds.get("network"), boot_s)
             await self._configure(spec, network)
@@ -168,6 +177,7 @@ class Machine:
             "stopped": self.note.stopped,
             "pid_mode": self.note.pid_mode,
             "booted": self.note.booted,
+            "cgroup": self.note.cgroup,
         }
         new.write_text(json.dumps(facts))
         new.replace(self._places.note)
@@ -191,7 +201,8 @@ class Machine:
         await self._start_relay(network, splices=network is not None)
         facts, fds = await self._link.ask("network")
         try:
-            await self._hypervisor.create(domain, fds[0] if fds else -1, str(facts["mac"]))
+            tap = fds[0] if fds else -1
+            await self._hypervisor.create(domain, tap, str(facts["mac"]), self._place)
         finally:
             for fd in fds:
                 os.close(fd)
@@ -199,22 +210,30 @@ class Machine:
             await self._link.ask("connect", timeout_s=boot_s, path=_CHANNEL)
         return facts
 
+    def _place(self) -> None:
+        """Put QEMU into the pod's cgroup, before anything of the guest has run."""
+        if self.note.cgroup:
+            self._cgroups.add(self.note.cgroup, self._places.emulator_pid)
+
     async def _start_relay(self, network: int | None, *, splices: bool) -> None:
         flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
-        log = os.open(self._log, flags, 0o600)
+        owned = [os.open(self._log, flags, 0o600)]
         try:
-            source = "" if network is None else "fd:1"
+            if self.note.cgroup:
+                owned += self._cgroups.join_descriptors(self.note.cgroup)
+            joined = [f"fd:{number}" for number in range(1, len(owned))]
+            fds = [*owned, *([] if network is None else [network])]
+            source = "" if network is None else f"fd:{len(owned)}"
             # Never on the host's own network: its eth0 would become the guest's.
             host = str(os.stat("/proc/self/ns/net").st_ino) if splices else ""
             keeper = str(self._keeper) if self._keeper is not None else ""
             words = [str(self._places.directory), self.id, keeper, host]
-            plan = child.plan("relay", *words, log="fd:0", network=source)
-            fds = [log] if network is None else [log, network]
+            plan = child.plan("relay", *words, log="fd:0", network=source, cgroups=joined)
             labels = {"kind": "relay", "sandbox": self.id}
             launched = await self._supervisor.execute(self._relay, plan, fds=fds, labels=labels)
             os.close(launched.pidfd)
         finally:
-            os.close(log)
+            channel.close_all(owned)
         await self._meet_relay()
 
     async def _meet_relay(self) -> None:
@@ -393,7 +412,9 @@ class Machine:
             await self._supervisor.forget(self._relay)
 
     async def remove(self) -> None:
-        """Remove its directory."""
+        """Remove its directory and its cgroup."""
+        if self.note.cgroup:
+            await asyncio.to_thread(self._cgroups.end, self.note.cgroup)
         await asyncio.to_thread(shutil.rmtree, self._places.directory, ignore_errors=True)
         if self._places.emulator_log is not None:
             self._places.emulator_log.unlink(missing_ok=True)
@@ -423,6 +444,7 @@ def read_note(path: Path) -> tuple[SandboxId, Note] | None:
             bool(facts["stopped"]),
             int(facts["pid_mode"]),
             bool(facts["booted"]),
+            str(facts["cgroup"]),
         )
         return SandboxId(str(facts["sandbox"])), note
     except (OSError, ValueError, KeyError, TypeError):

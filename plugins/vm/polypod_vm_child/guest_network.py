@@ -10,7 +10,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-_APPEARS_S = 10.0
+_APPEARS_S = 60.0
 _LOOPBACK = "lo"
 
 

@@ -15,7 +15,7 @@ from polypod.supervisor.kernel import mounts
 DISKS = "/run/disks"
 CONTAINERS = "/run/containers"
 FILES = "/run/pod"
-_APPEARS_S = 10.0
+_APPEARS_S = 60.0
 _LOOKS_AGAIN_S = 0.005
 _ROOT_MODE = 0o755
 

@@ -101,6 +101,24 @@ async def read_all(channel) -> bytes:
     return found
 
 
+async def test_what_runs_a_machine_is_in_the_pods_cgroup(pods, cri, server):
+    pod = await pods.run("counted")
+    await pod.start("tail /dev/zero | head -c 50000000 | md5sum; sleep 1000")
+    ours = [pid for pid in all_processes("") if pod.id[:24] in command(pid)]
+    names = {Path(f"/proc/{pid}/comm").read_text().strip() for pid in ours}
+    assert names == {"qemu-system-x86", "polypod-relay"}
+    for pid in ours:
+        groups = Path(f"/proc/{pid}/cgroup").read_text().splitlines()
+        inside = [line for line in groups if line.endswith(f"/{pod.id}")]
+        # On v1 the cgroup2 hierarchy beside the others is nobody's.
+        assert {line for line in groups if not line.startswith("0:")} <= set(inside)
+        assert inside
+    request = pb.PodSandboxStatsRequest(pod_sandbox_id=pod.id)
+    linux = (await cri.call(cri.runtime, "PodSandboxStats", request)).stats.linux
+    assert linux.memory.usage_bytes.value > 50 << 20
+    assert linux.cpu.usage_core_nano_seconds.value > 0
+
+
 async def test_devices_of_the_machine_are_not_the_containers(pods):
     """Root with CAP_MKNOD reaches neither the pod's disks nor its channel."""
     pod = await pods.run("devices")
