@@ -47,5 +47,5 @@ def test_a_device_is_added_to_a_config(tmp_path):
 
 
 def test_a_device_that_no_file_has_is_named(tmp_path):
-    with pytest.raises(NotFound, match="example.org/box=one"):
+    with pytest.raises(NotFound, match=r"example\.org/box=one"):
         add_devices(CONFIG, ["example.org/box=one"], [tmp_path])
