@@ -13,6 +13,7 @@ import struct
 import subprocess
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Final, NoReturn
 
@@ -48,9 +49,11 @@ def prepare() -> bool:
 
 def restore(*, made: bool) -> None:
     """Take away the one directory that outlives the namespaces."""
-    subprocess.run(["umount", "--lazy", str(RESULTS)], check=True)
+    # Whoever removed the directory outside has unmounted it here.
+    subprocess.run(["umount", "--lazy", str(RESULTS)], check=False)
     if made:
-        RESULTS.rmdir()
+        with suppress(OSError):
+            RESULTS.rmdir()
 
 
 def _loopback_up() -> None:
