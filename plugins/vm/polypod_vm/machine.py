@@ -128,6 +128,7 @@ class Machine:
         )
         self._link = RelayLink(self._event, self._relay_lost)
         self._reviving: asyncio.Task[None] | None = None
+        self._starting = False
         self._attaching = asyncio.Lock()
 
     # Booting
@@ -282,7 +283,8 @@ class Machine:
             await self._link.open(self._places.directory, wait=False)
             await self._link.ask("connect", timeout_s=_AGREES_S, path=_CHANNEL)
         except Lost:
-            await self._start_relay_again()
+            # Killed just now: another one is being started, and what follows waits for it.
+            _log.info("sandbox %s: its relay ended while it was asked", self.id)
         except Unavailable:
             if self._link.is_open:
                 raise
@@ -296,7 +298,7 @@ class Machine:
         if self.dead or not self.note.booted or self._keeper is None:
             self._died("its relay was killed")
             return False
-        if self._reviving is None or self._reviving.done():
+        if not self._starting and (self._reviving is None or self._reviving.done()):
             self._reviving = asyncio.get_running_loop().create_task(self._revive())
         return True
 
@@ -314,6 +316,13 @@ class Machine:
         Raises:
             PolypodError: the VM has ended, or relays end as soon as they begin.
         """
+        self._starting = True
+        try:
+            await self._try_relays()
+        finally:
+            self._starting = False
+
+    async def _try_relays(self) -> None:
         for attempt in range(_RELAYS_MAX):
             await asyncio.sleep(min(_PAUSE_S * attempt, _PAUSE_MAX_S))
             await self._end_relay()
