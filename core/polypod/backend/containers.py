@@ -52,6 +52,7 @@ from polypod.plugin import (
 
 _T = TypeVar("_T")
 _log = logging.getLogger(__name__)
+_TRACE = "CAP_SYS_PTRACE"
 _NOT_EXECUTED = 127
 """What shells answer for a program that could not be executed."""
 
@@ -71,6 +72,8 @@ class Container:
     cgroup: str
     own_pids: bool = False
     """The kernel ends every process of it with the first one."""
+    traces: bool = True
+    """It may have CAP_SYS_PTRACE: what it sees it can take over."""
     pid: int = 0
     pidfd: int = -1
     started: bool = False
@@ -82,7 +85,9 @@ class Container:
         """Return one that is not made yet."""
         kinds = spec.config.linux.namespaces
         own = any(each.type == "pid" and not each.path for each in kinds)
-        return cls(spec.id, spec.sandbox.id, spec.cgroup, own)
+        sets = spec.config.process.capabilities
+        traces = sets is None or _TRACE in sets.bounding
+        return cls(spec.id, spec.sandbox.id, spec.cgroup, own, traces)
 
     @classmethod
     def of_labels(cls, found: LiveProcess) -> Container:
@@ -93,6 +98,7 @@ class Container:
             SandboxId(labels["sandbox"]),
             labels["cgroup"],
             bool(labels["own_pids"]),
+            bool(labels.get("traces", "1")),
         )
 
     @property
@@ -108,6 +114,7 @@ class Container:
             "sandbox": self.sandbox_id,
             "cgroup": self.cgroup,
             "own_pids": "1" if self.own_pids else "",
+            "traces": "1" if self.traces else "",
         }
 
     def status(self) -> BackendStatus:
@@ -188,6 +195,10 @@ class Containers:
     def of(self, sandbox_id: SandboxId) -> Sequence[Container]:
         """Return those of a sandbox."""
         return [each for each in self._known.values() if each.sandbox_id == sandbox_id]
+
+    def is_watched(self, container: Container) -> bool:
+        """Tell whether somebody in its pod may trace processes: any of them may share its pid namespace."""
+        return any(each.traces for each in self.of(container.sandbox_id))
 
     def statuses(self) -> dict[ContainerId, BackendStatus]:
         """Return all, for `RuntimeBackend.list`."""

@@ -48,6 +48,7 @@ async def launch_exec(
     *,
     kinds: tuple[str, ...],
     seccomp: Seccomp | None,
+    watched: bool = True,
 ) -> ExecSession:
     """Run an extra process by a launch plan of its own.
 
@@ -61,6 +62,8 @@ async def launch_exec(
         spec: what to run, as core asks for it.
         kinds: of the container's namespaces that are joined.
         seccomp: the container's own filter.
+        watched: somebody there may trace (`Containers.is_watched`): nothing unfinished may be seen, which
+            takes a second clone, some 1 ms.
 
     Raises:
         BackendError: the container is gone, or the program cannot be executed. Nothing is left.
@@ -77,6 +80,7 @@ async def launch_exec(
                 kinds=kinds,
                 streams=descriptors.streams(spec.stdio),
                 cgroups=tuple(descriptors.take(fd) for fd in joined),
+                watched=watched,
             )
             launched = await supervisor.launch(
                 ProcessId(spec.id),

@@ -440,13 +440,19 @@ class Plan:
 
     ``clone_flags`` are the namespaces that it is born into; ``pid_namespace`` (a source: an nsfs
     descriptor or a pidfd, or ``""``) is the pid namespace it is born in, which no process can join
-    later (`may_be_born_last` tells when); ``operations`` follow, the last one is `Execute`.
+    later (`may_be_born_last` tells when); ``watched`` says that somebody in there may trace others
+    (CAP_SYS_PTRACE); ``operations`` follow, the last one is `Execute`.
     """
 
-    __slots__ = ("clone_flags", "execute", "operations", "pid_namespace")
+    __slots__ = ("clone_flags", "execute", "operations", "pid_namespace", "watched")
 
     def __init__(
-        self, clone_flags: int, operations: list[Operation], pid_namespace: str = ""
+        self,
+        clone_flags: int,
+        operations: list[Operation],
+        pid_namespace: str = "",
+        *,
+        watched: bool = True,
     ) -> None:
         if not operations or not isinstance(operations[-1], Execute):
             text = "launch plan: the last operation must be execute"
@@ -455,19 +461,23 @@ class Plan:
         self.clone_flags = clone_flags
         self.operations = operations
         self.pid_namespace = pid_namespace
+        self.watched = watched
 
     def may_be_born_last(self, *, can_show_others: bool) -> bool:
         """Tell whether the process that executes is cloned into its pid namespace when all else is done.
 
-        Where others are in it, they must not see how it comes to be. In a user namespace they may nothing
-        with it before it executes, as it is the host's until then.
+        Where others are in it, they must not see how it comes to be. Who may not trace can do nothing with
+        it anyhow: it is not dumpable before it executes. In a user namespace they may nothing with it
+        before it executes, as it is the host's until then.
 
         Args:
             can_show_others: a procfs can show another pid namespace than that of who mounts it; else
                 that one has to be in there before.
         """
-        outside = bool(self.pid_namespace) and not any(
-            isinstance(each, EnterUserNamespace) for each in self.operations
+        outside = (
+            bool(self.pid_namespace)
+            and self.watched
+            and not any(isinstance(each, EnterUserNamespace) for each in self.operations)
         )
         return outside and (
             can_show_others
@@ -491,6 +501,7 @@ class Plan:
         return {
             "flags": self.clone_flags,
             "pid_namespace": self.pid_namespace,
+            "watched": self.watched,
             "operations": [operation.to_wire() for operation in self.operations],
         }
 
@@ -507,11 +518,12 @@ class Plan:
         try:
             flags = int(wire["flags"])  # type: ignore[index]
             pid_namespace = str(wire["pid_namespace"])  # type: ignore[index]
+            watched = bool(wire["watched"])  # type: ignore[index]
             operations = [_read_operation(item) for item in wire["operations"]]  # type: ignore[index]
         except (KeyError, TypeError, AttributeError) as error:
             text = f"launch plan: not in its wire form ({error!r})"
             raise ValueError(text) from error
-        return cls(flags, operations, pid_namespace)
+        return cls(flags, operations, pid_namespace, watched=watched)
 
     def describe(self) -> str:
         """Return one numbered line per operation."""

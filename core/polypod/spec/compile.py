@@ -118,6 +118,8 @@ class ExecSources:
     """The kinds that the container does not share with the host."""
     streams: Streams = Streams()
     cgroups: tuple[str, ...] = ()
+    watched: bool = True
+    """Somebody who sees the container's processes may trace them."""
 
 
 def compile_container(config: OciConfig, sources: Sources) -> Plan:
@@ -160,7 +162,8 @@ def compile_exec(process: Process, seccomp: Seccomp | None, sources: ExecSources
         *_streams(process, sources.streams, own_console=False, given="user" not in sources.kinds),
         *_become(process, seccomp),
     ]
-    return Plan(0, operations, sources.pidfd if "pid" in sources.kinds else "")
+    pid = sources.pidfd if "pid" in sources.kinds else ""
+    return Plan(0, operations, pid, watched=sources.watched)
 
 
 def _refuse_what_is_missing(config: OciConfig) -> None:

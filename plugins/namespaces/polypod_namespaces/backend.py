@@ -210,14 +210,16 @@ class NamespacesBackend:
 
     async def exec(self, spec: ExecSpec, /) -> Session:
         """See `Execs.exec`."""
+        container = self._containers.alive(spec.container_id)
         return await launch_exec(
             self._supervisor,
             self._cgroups,
             self._handler,
-            self._containers.alive(spec.container_id),
+            container,
             spec,
             kinds=joined_kinds(spec.config),
             seccomp=spec.config.linux.seccomp,
+            watched=self._containers.is_watched(container),
         )
 
     async def stats(

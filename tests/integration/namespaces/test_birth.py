@@ -113,6 +113,21 @@ async def test_nor_can_another_container_of_a_pod_that_shares_its_processes(benc
     check(*await attacked(pod, a_container, **given))
 
 
+async def test_who_may_not_trace_meets_nobody(pod):
+    """Without that capability there is no second clone: what is unfinished is not dumpable."""
+    box = await pod.start(python(_ATTACK), mounts=python_mounts(), security=security())
+    await box.says("ready")
+    for _ in range(60):
+        results = await asyncio.gather(*(box.exec(("/bin/true",)) for _ in range(3)))
+        assert [each.code for each in results] == [0] * 3
+    assert (await box.exec("touch /tmp/stop")).code == 0
+    result = await box.ended()
+    assert result.code == 0, result
+    _own, met = ast.literal_eval(result.lines[-1])
+    # What has executed is the container's own, and may be traced like any other program of its user.
+    assert [row for row in met if row[0]] == []
+
+
 _REFUSED = ("clone", "capset", "sendmmsg", "readv", "ppoll", "setsid")
 
 
@@ -124,7 +139,10 @@ async def test_an_exec_needs_nothing_of_the_containers_filter(pod, action):
         seccomp = Seccomp("SCMP_ACT_ALLOW", syscalls=(SeccompRule(_REFUSED, action),))
         return replace(config, linux=replace(config.linux, seccomp=seccomp))
 
-    box = await pod.start("echo ready; exec sleep 100", mounts=python_mounts(), adjust=strict)
+    tracing = security(capabilities=Capabilities(add=("SYS_PTRACE",)))
+    box = await pod.start(
+        "echo ready; exec sleep 100", mounts=python_mounts(), adjust=strict, security=tracing
+    )
     await box.says("ready")
     assert (await box.exec(("/bin/echo", "hello"))).out == "hello\n"
     code = """
@@ -141,8 +159,10 @@ print(libc.readv(-1, None, 0), libc.setsid(), flush=True)
         assert (result.code, result.lines) == (128 + signal.SIGSYS, ["begins"])
 
 
-async def test_an_exec_leads_a_session_and_has_its_terminal(pod):
-    box = await pod.start("echo ready; exec sleep 100")
+@pytest.mark.parametrize("added", [(), ("SYS_PTRACE",)], ids=["at once", "born last"])
+async def test_an_exec_leads_a_session_and_has_its_terminal(pod, added):
+    tools = security(capabilities=Capabilities(add=added))
+    box = await pod.start("echo ready; exec sleep 100", security=tools)
     await box.says("ready")
     script = "cut -d' ' -f4,5,6 /proc/self/stat; echo $$; echo to the terminal > /dev/tty"
     session, master = await box.terminal_session(script)

@@ -262,6 +262,11 @@ def test_who_joins_others_is_born_last_where_its_proc_can_show_them():
     assert extra.may_be_born_last(can_show_others=False)
     alone = compile_exec(CONFIG.process, None, ExecSources("fd:0", ("mount",)))
     assert not alone.may_be_born_last(can_show_others=True)
+    unseen = compile_exec(
+        CONFIG.process, None, ExecSources("fd:0", ("mount", "pid"), watched=False)
+    )
+    assert not unseen.may_be_born_last(can_show_others=True)
+    assert not Plan.from_wire(unseen.to_wire()).watched
 
 
 def test_without_a_dev_of_its_own_every_node_is_bound():
