@@ -169,7 +169,6 @@ class Interceptor(grpc.aio.ServerInterceptor):
 
         return call
 
-
     def _began(self, name: str, context: Any) -> object:  # noqa: ANN401 - grpc.aio's
         if self._watch is None:
             return None

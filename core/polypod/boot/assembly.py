@@ -44,9 +44,7 @@ class Assembled:
     """Close it last: it disconnects everything. Workloads go on."""
 
 
-async def assemble(
-    config: Config, places: Places, telemetry: Telemetry | None = None
-) -> Assembled:
+async def assemble(config: Config, places: Places, telemetry: Telemetry | None = None) -> Assembled:
     """Open everything that the configuration names.
 
     Args:

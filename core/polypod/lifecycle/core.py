@@ -336,7 +336,9 @@ class Core:
         """Return how many sandboxes and containers there are, half-made ones too."""
         heart = self._heart
         return Census(
-            Counter((each.record.chosen_handler, str(each.record.state)) for each in heart.sandboxes),
+            Counter(
+                (each.record.chosen_handler, str(each.record.state)) for each in heart.sandboxes
+            ),
             Counter(
                 (each.sandbox.record.chosen_handler, str(each.record.state))
                 for each in heart.containers
