@@ -132,7 +132,14 @@ def _other_content(world) -> pb.PodSandboxConfig:
     return config
 
 
-_POD_CALLS = ("StopPodSandbox", "RemovePodSandbox", "PodSandboxStatus", "PortForward")
+_POD_CALLS = (
+    "StopPodSandbox",
+    "RemovePodSandbox",
+    "PodSandboxStatus",
+    "PortForward",
+    "PodSandboxStats",
+    "CheckpointPod",
+)
 
 IDS = [
     Row(f"{call}: {what}", call, lambda _w, call=call, value=value: _named(call, value),
@@ -161,6 +168,44 @@ LISTS = [
         lambda _w: pb.ListPodSandboxRequest(
             filter=pb.PodSandboxFilter(state=pb.PodSandboxStateValue(state=9))),
         "INVALID_ARGUMENT", ("filter.state",)),
+    Row("stream: unknown state", "StreamPodSandboxes",
+        lambda _w: pb.StreamPodSandboxesRequest(
+            filter=pb.PodSandboxFilter(state=pb.PodSandboxStateValue(state=9))),
+        "INVALID_ARGUMENT", ("filter.state",)),
+    Row("stream: unknown state of containers", "StreamContainers",
+        lambda _w: pb.StreamContainersRequest(
+            filter=pb.ContainerFilter(state=pb.ContainerStateValue(state=9))),
+        "INVALID_ARGUMENT", ("filter.state",)),
+    Row("stats: unknown id", "PodSandboxStats", lambda _w: _named("PodSandboxStats", UNKNOWN),
+        "NOT_FOUND", (UNKNOWN,)),
+    Row("checkpoint: unknown pod", "CheckpointPod", lambda _w: _named("CheckpointPod", UNKNOWN),
+        "NOT_FOUND", (UNKNOWN,)),
+    Row("checkpoint: unknown option", "CheckpointPod",
+        lambda w: pb.CheckpointPodRequest(
+            pod_sandbox_id=w.ready, output_path="/nowhere", options={"faster": "yes"}),
+        "INVALID_ARGUMENT", ("faster",)),
+    Row("checkpoint: no container", "CheckpointContainer",
+        lambda _w: pb.CheckpointContainerRequest(location="/nowhere/c.tar"), "INVALID_ARGUMENT",
+        ("container_id",)),
+    Row("checkpoint: unknown container", "CheckpointContainer",
+        lambda _w: pb.CheckpointContainerRequest(container_id=UNKNOWN, location="/nowhere/c.tar"),
+        "NOT_FOUND", (UNKNOWN,)),
+    Row("checkpoint: no place", "CheckpointContainer",
+        lambda w: pb.CheckpointContainerRequest(container_id=w.running), "INVALID_ARGUMENT",
+        ("location",)),
+    Row("checkpoint: negative time-out", "CheckpointContainer",
+        lambda w: pb.CheckpointContainerRequest(
+            container_id=w.running, location="/nowhere/c.tar", timeout=-1),
+        "INVALID_ARGUMENT", ("timeout",)),
+    Row("restore: nothing", "RestorePod", lambda _w: pb.RestorePodRequest(), "INVALID_ARGUMENT",
+        ("config",)),
+    Row("restore: no checkpoint", "RestorePod",
+        lambda w: pb.RestorePodRequest(config=w.pod().config), "INVALID_ARGUMENT",
+        ("checkpoint_path",)),
+    Row("restore: unknown option", "RestorePod",
+        lambda w: pb.RestorePodRequest(
+            config=w.pod().config, checkpoint_path="/nowhere", options={"faster": "yes"}),
+        "INVALID_ARGUMENT", ("faster",)),
     Row("resize: nothing", "UpdatePodSandboxResources",
         lambda _w: pb.UpdatePodSandboxResourcesRequest(), "INVALID_ARGUMENT", ("pod_sandbox_id",)),
     Row("resize: to nothing", "UpdatePodSandboxResources",
@@ -186,7 +231,8 @@ LISTS = [
 
 
 def _named(call: str, value: str):
-    return getattr(pb, f"{call}Request")(pod_sandbox_id=value)
+    more = {"output_path": "/nowhere"} if call == "CheckpointPod" else {}
+    return getattr(pb, f"{call}Request")(pod_sandbox_id=value, **more)
 
 
 ROWS = [*RUN, *IDS, *LISTS]
