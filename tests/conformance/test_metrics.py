@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 from conformance.pods import LIMIT_S, Pods, eventually
 
 from polypod.client import CriClient, pb
@@ -19,6 +21,9 @@ EVERYWHERE = {
 KUBELETS = {
     *EVERYWHERE,
     "container_cpu_cfs_throttled_periods_total",
+    "container_fs_inodes_free",
+    "container_fs_inodes_total",
+    "container_fs_limit_bytes",
     "container_fs_reads_bytes_total",
     "container_fs_usage_bytes",
     "container_fs_writes_bytes_total",
@@ -57,6 +62,13 @@ def of(found: pb.PodSandboxMetrics, box: str) -> list[pb.Metric]:
     return next(list(each.metrics) for each in found.container_metrics if each.container_id == box)
 
 
+def is_counter(name: str) -> bool:
+    """Two of cAdvisor's names do not say what they are."""
+    if name == "container_fs_inodes_total":
+        return False
+    return name.endswith("_total") or name == "container_memory_failcnt"
+
+
 def value(series: list[pb.Metric], name: str, *labels: str) -> int:
     """Return the figure of the one series of a name whose last labels are these."""
     [found] = [
@@ -86,8 +98,7 @@ async def test_every_metric_fits_its_descriptor(pods: Pods, cri: CriClient, hand
         assert len(each.label_values) == len(known[each.name].label_keys), each.name
         assert each.timestamp > 0
         assert each.HasField("value")
-        counted = each.name.endswith("_total") or each.name == "container_memory_failcnt"
-        assert (each.metric_type == pb.COUNTER) == counted, each.name
+        assert (each.metric_type == pb.COUNTER) == is_counter(each.name), each.name
     names = [(each.name, tuple(each.label_values)) for each in series]
     assert len(set(names)) == len(names), "two figures of one series: Prometheus refuses both"
     assert {each.name for each in of(found, boxes[0])} >= EVERYWHERE
@@ -126,6 +137,27 @@ async def test_figures_are_those_of_the_container(pods: Pods, cri: CriClient, ha
     network = (await metrics(cri))[pod.id].metrics
     if handler.networked:
         value(list(network), "container_network_receive_bytes_total", "eth0")
+
+
+async def test_the_file_system_below_is_told_from_the_start(pods: Pods, cri: CriClient, handler):
+    handler.needs_kernel()
+    pod = await pods.run()
+    box = await pod.start("sleep 1000")
+
+    async def told() -> bool:
+        series = of((await metrics(cri))[pod.id], box)
+        return any(each.name == "container_fs_limit_bytes" for each in series)
+
+    await eventually(told, "figures of the file system")
+    series = of((await metrics(cri))[pod.id], box)
+    device = (await cri.container_stats(box)).writable_layer.fs_id.mountpoint
+    whole = os.statvfs(device)
+    assert value(series, "container_fs_limit_bytes", device) == whole.f_blocks * whole.f_frsize
+    assert value(series, "container_fs_usage_bytes", device) > 0
+    if whole.f_files:
+        assert value(series, "container_fs_inodes_total", device) == whole.f_files
+        assert 0 < value(series, "container_fs_inodes_free", device) < whole.f_files
+    assert value(series, "container_threads_max") >= 0
 
 
 async def test_cpu_time_is_told_in_seconds(pods: Pods, cri: CriClient, handler):

@@ -159,11 +159,17 @@ def _processes(cgroups: Cgroups, path: str) -> dict[str, object]:
         sockets += sum(each.startswith("socket:") for each in opened)
     return {
         "processes": len(pids),
-        "threads_max": number(directory, "pids.max"),
+        "threads_max": _threads_max(directory),
         "file_descriptors": files,
         "sockets": sockets,
         "soft_files": _soft_files(pids[0]) if pids else None,
     }
+
+
+def _threads_max(directory: Path | None) -> int | None:
+    """Return the limit of this cgroup, 0 for none; None where threads are not counted."""
+    unlimited = read_text(directory, "pids.max").strip() == "max"
+    return 0 if unlimited else number(directory, "pids.max")
 
 
 def _open_files(pid: int) -> list[str]:

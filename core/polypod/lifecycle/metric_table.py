@@ -130,12 +130,12 @@ def _blkio(facts: Facts) -> Figures:
         yield (each.name, major, minor, "Write"), each.write_bytes
 
 
-def _layer(facts: Facts) -> Figures:
-    return [((str(facts.layer.mountpoint),), facts.layer.used_bytes)] if facts.layer else []
+def _layer(field: str) -> Callable[[Facts], Figures]:
+    def figures(facts: Facts) -> Figures:
+        layer = facts.layer
+        return [((str(layer.mountpoint),), getattr(layer, field))] if layer is not None else []
 
-
-def _layer_inodes(facts: Facts) -> Figures:
-    return [((str(facts.layer.mountpoint),), facts.layer.inodes_used)] if facts.layer else []
+    return figures
 
 
 def _started(facts: Facts) -> Figures:
@@ -290,9 +290,40 @@ ROWS: Final[tuple[Row, ...]] = (
         "scope",
     ),
     *_network(),
-    _gauge(_G.DISK, "container_fs_usage_bytes", "Bytes of the writable layer", _layer, "device"),
     _gauge(
-        _G.DISK, "container_fs_inodes_used", "Inodes of the writable layer", _layer_inodes, "device"
+        _G.DISK,
+        "container_fs_usage_bytes",
+        "Bytes of the writable layer",
+        _layer("used_bytes"),
+        "device",
+    ),
+    _gauge(
+        _G.DISK,
+        "container_fs_limit_bytes",
+        "Size of the file system that holds the writable layer",
+        _layer("limit_bytes"),
+        "device",
+    ),
+    _gauge(
+        _G.DISK,
+        "container_fs_inodes_used",
+        "Inodes of the writable layer",
+        _layer("inodes_used"),
+        "device",
+    ),
+    _gauge(
+        _G.DISK,
+        "container_fs_inodes_free",
+        "Free inodes of the file system that holds the writable layer",
+        _layer("inodes_free"),
+        "device",
+    ),
+    _gauge(
+        _G.DISK,
+        "container_fs_inodes_total",
+        "Inodes of the file system that holds the writable layer",
+        _layer("inodes_total"),
+        "device",
     ),
     _counter(_G.DISK_IO, "container_fs_reads_total", "Completed reads", _io("reads"), "device"),
     _counter(
@@ -314,7 +345,12 @@ ROWS: Final[tuple[Row, ...]] = (
     ),
     _gauge(_G.PROCESS, "container_processes", "Processes running inside", _detail("processes")),
     _gauge(_G.PROCESS, "container_threads", "Threads running inside", _used("processes")),
-    _gauge(_G.PROCESS, "container_threads_max", "Threads allowed inside", _detail("threads_max")),
+    _gauge(
+        _G.PROCESS,
+        "container_threads_max",
+        "Threads allowed inside; 0 = no limit",
+        _detail("threads_max"),
+    ),
     _gauge(
         _G.PROCESS,
         "container_file_descriptors",

@@ -53,6 +53,11 @@ class FilesystemUsage:
     mountpoint: Path
     used_bytes: int
     inodes_used: int
+    limit_bytes: int | None = None
+    """Size of the file system that it lies on; this and the next two None = not known."""
+    inodes_total: int | None = None
+    """Of that file system; some make inodes as they need them and have no number."""
+    inodes_free: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -438,6 +438,7 @@ class ContainerDetail:
     processes: int | None = None
     """Processes; `ContainerUsage.processes` counts their threads where the kernel's counter does."""
     threads_max: int | None = None
+    """0 = no limit, as cAdvisor tells it."""
     file_descriptors: int | None = None
     sockets: int | None = None
     soft_files: int | None = None

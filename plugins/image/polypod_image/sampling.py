@@ -7,6 +7,7 @@ Spec:
 from __future__ import annotations
 
 import logging
+import os
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -21,6 +22,8 @@ log = logging.getLogger(__name__)
 
 _DUTY: Final = 0.05
 """Of one core at most: a container with many files is sampled less often."""
+_FIRST_S: Final = 1.0
+"""After a start there is no sample of anybody: the first round does not wait for a whole interval."""
 
 
 class Sampler:
@@ -56,16 +59,41 @@ class Sampler:
         """Drop a container's sample."""
         self._samples.pop(container_id, None)
 
+    def begin(self, container_id: ContainerId) -> None:
+        """Note what a layer that was made just now takes: its own directory. Three quick calls."""
+        if self._interval_s and container_id not in self._samples:
+            made = os.stat(self._places.container(container_id) / "fs")
+            self._note(container_id, made.st_blocks * 512, 1)
+
+    def first(self, container_id: ContainerId) -> None:
+        """Count a layer that was made just now with files in it. Blocks."""
+        if self._interval_s:
+            self.sample(container_id)
+
     def sample(self, container_id: ContainerId) -> None:
         """Take one sample now. Blocks."""
         used, inodes = disk_usage(str(self._places.container(container_id) / "fs"))
         if inodes:
-            self._samples[container_id] = FilesystemUsage(
-                time.time_ns(), self._places.root, used, inodes
-            )
+            self._note(container_id, used, inodes)
+
+    def _note(self, container_id: ContainerId, used: int, inodes: int) -> None:
+        root = self._places.root
+        whole = os.statvfs(root)
+        numbered = whole.f_files > 0
+        self._samples[container_id] = FilesystemUsage(
+            timestamp_ns=time.time_ns(),
+            mountpoint=root,
+            used_bytes=used,
+            inodes_used=inodes,
+            limit_bytes=whole.f_blocks * whole.f_frsize,
+            inodes_total=whole.f_files if numbered else None,
+            inodes_free=whole.f_ffree if numbered else None,
+        )
 
     def _run(self) -> None:
-        while not self._stop.wait(self._interval_s):
+        pause = min(_FIRST_S, self._interval_s)
+        while not self._stop.wait(pause):
+            pause = self._interval_s
             here = self._containers()
             for container_id in here:
                 began = time.thread_time()

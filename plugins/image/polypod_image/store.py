@@ -296,6 +296,7 @@ class ContentStore:
         if held is None:
             self._image(image_id)  # it may be gone by now
         place = self._containers.take(container_id, Holding(image_id, form), root)
+        self._sampler.begin(container_id)
         if block is not None:
             return ErofsRootfs(block, place / "fs", place / "work", self._options.overlay_options)
         return OverlayRootfs(lowers, place / "fs", place / "work", self._options.overlay_options)
@@ -319,6 +320,7 @@ class ContentStore:
                 )  # it may be gone by now; what was made is found at the next open
                 holding = Holding(image.id, RootfsForm.DIRECTORY)
                 self._containers.adopt(container_id, holding, made)
+                self._behind(self._run(self._sampler.first, container_id), "count of files")
         self._copies.pop(container_id, None)
         return place / "fs"
 
@@ -367,7 +369,7 @@ class ContentStore:
         return list(self._containers.held)
 
     async def writable_usage(self, container_id: ContainerId, /) -> FilesystemUsage | None:
-        """Return the last sample of the writable layer."""
+        """Return the last sample of the writable layer; the first is made with it."""
         return self._sampler.last(container_id)
 
     # Within

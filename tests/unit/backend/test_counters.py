@@ -114,6 +114,12 @@ def test_pressure_is_told_where_the_kernel_has_it(v2):
     assert found.io_pressure is None
 
 
+def test_no_limit_of_threads_is_told_as_zero(v1, v2):
+    assert detail.read(v1, "/box", EVERYTHING).threads_max == 20
+    assert detail.read(v2, "/box", EVERYTHING).threads_max == 0
+    assert detail.read(v2, "/no", EVERYTHING).threads_max is None
+
+
 def test_groups_that_nobody_asked_for_are_not_read(v2):
     found = detail.read(v2, "/box", frozenset({MetricGroup.OOM}))
     assert found.oom_kills == 2

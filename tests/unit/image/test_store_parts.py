@@ -249,6 +249,42 @@ def test_sampler_has_nothing_until_it_looked(places):
     assert sampler.last("c") is None
 
 
+def test_sampler_knows_a_new_layer_before_it_looked(places):
+    top = places.containers / "c" / "fs"
+    top.mkdir(parents=True)
+    sampler = Sampler(places, 3600, list)
+    sampler.begin("c")
+    sample, whole = sampler.last("c"), os.statvfs(places.root)
+    assert (sample.used_bytes, sample.inodes_used) == disk_usage(str(top))
+    assert sample.limit_bytes == whole.f_blocks * whole.f_frsize
+    assert sample.inodes_total == (whole.f_files or None)
+    (top / "data").write_bytes(b"x" * 10_000)
+    sampler.sample("c")
+    counted = sampler.last("c")
+    sampler.begin("c")
+    assert sampler.last("c") == counted, "what was counted is better"
+
+
+def test_sampler_that_shall_take_none_takes_none(places):
+    (places.containers / "c" / "fs").mkdir(parents=True)
+    sampler = Sampler(places, 0, lambda: ["c"])
+    sampler.begin("c")
+    sampler.first("c")
+    assert sampler.last("c") is None
+
+
+def test_file_systems_that_do_not_number_inodes_tell_none(places, monkeypatch):
+    (places.containers / "c" / "fs").mkdir(parents=True)
+    fields = list(os.statvfs(places.root))
+    fields[5:8] = (0, 0, 0)
+    monkeypatch.setattr(os, "statvfs", lambda _path: os.statvfs_result(fields))
+    sampler = Sampler(places, 3600, list)
+    sampler.begin("c")
+    sample = sampler.last("c")
+    assert sample.limit_bytes == fields[1] * fields[2]
+    assert (sample.inodes_total, sample.inodes_free) == (None, None)
+
+
 def test_sampler_looks_by_itself(places):
     (places.containers / "c" / "fs").mkdir(parents=True)
     seen = threading.Event()
