@@ -238,7 +238,7 @@ def _namespaces(options: r.NamespaceOptions) -> pb.NamespaceOption:
 
 
 def _told_mount(mount: r.Mount, images: Mapping[str, str]) -> pb.Mount:
-    """A mounted image comes with what it was when it was mounted, whatever its name means today."""
+    """A mounted image comes with the id that it had when it was mounted, whatever its name means today."""
     told = _mount(mount)
     if mount.image is not None and mount.container_path in images:
         told.image.image_ref = images[mount.container_path]

@@ -55,8 +55,7 @@ async def _find(handler: Handler, mount: Mount) -> ImageVolumeRecord:
             raise Unsupported(f"{where}: this image store knows no image_sub_path")
         if not await store.has(image.id, mount.image_sub_path):
             raise NotFound(f"{where} has no {mount.image_sub_path!r}, the image_sub_path")
-    reference = image.repo_digests[0] if image.repo_digests else image.id
-    return ImageVolumeRecord(mount.container_path, image.id, reference, mount.image_sub_path)
+    return ImageVolumeRecord(mount.container_path, image.id, mount.image_sub_path)
 
 
 async def prepare_volumes(

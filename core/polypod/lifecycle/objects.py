@@ -154,7 +154,7 @@ def container_view(record: ContainerRecord) -> ContainerView:
         stop_signal=record.stop_signal,
         user=record.user,
         pid=record.pid,
-        volume_images={each.path: each.image_ref for each in record.image_volumes},
+        volume_images={each.path: each.image_id for each in record.image_volumes},
     )
 
 

@@ -46,8 +46,6 @@ class ImageVolumeRecord:
     path: str
     """In the container, as the request spells it."""
     image_id: ImageId
-    image_ref: str
-    """Repo digest where there is one, else the image id."""
     sub_path: str = ""
 
 

@@ -92,8 +92,8 @@ class ContainerView:
     user: tuple[int, int, tuple[int, ...]] | None = None
     """uid, gid, supplementary groups really used."""
     pid: int | None = None
-    volume_images: Mapping[str, str] = field(default_factory=dict)
-    """Path of a mounted image → its repo digest, else its id."""
+    volume_images: Mapping[str, ImageId] = field(default_factory=dict)
+    """Path of a mounted image → its id, as a pull answers it."""
     info: Mapping[str, object] = field(default_factory=dict)
 
 
