@@ -308,6 +308,19 @@ async def test_one_image_in_all_forms_at_once(open_store, images):
     assert len(list(store._places.layers.iterdir())) == 3
 
 
+async def test_what_a_new_container_takes_is_known_before_the_first_round(open_store, images):
+    store, (one, _) = await _filled(open_store, images, usage_interval_s=3600)
+    empty, copied = new_id(), new_id()
+    await store.prepare(empty, one.id, RootfsForm.OVERLAY)
+    made = await store.prepare(copied, one.id, RootfsForm.DIRECTORY)
+    await _settled(store)
+    layer, directory = [await store.writable_usage(each) for each in (empty, copied)]
+    assert layer.inodes_used == 1
+    assert layer.limit_bytes == directory.limit_bytes > 0
+    assert (directory.used_bytes, directory.inodes_used) == disk_usage(str(made.path))
+    assert directory.inodes_used == 4  # the root, base, d and d/one
+
+
 # Pinned
 
 
