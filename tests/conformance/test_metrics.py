@@ -133,6 +133,7 @@ async def test_figures_are_those_of_the_container(pods: Pods, cri: CriClient, ha
     handler.needs_kernel()
     assert value(series, "container_oom_events_total") == 0
     assert value(series, "container_file_descriptors") >= 3
+    assert value(series, "container_threads_max") >= 0
     assert value(series, "container_memory_failures_total", "pgfault", "hierarchy") > 0
     network = (await metrics(cri))[pod.id].metrics
     if handler.networked:
@@ -157,7 +158,6 @@ async def test_the_file_system_below_is_told_from_the_start(pods: Pods, cri: Cri
     if whole.f_files:
         assert value(series, "container_fs_inodes_total", device) == whole.f_files
         assert 0 < value(series, "container_fs_inodes_free", device) < whole.f_files
-    assert value(series, "container_threads_max") >= 0
 
 
 async def test_cpu_time_is_told_in_seconds(pods: Pods, cri: CriClient, handler):
