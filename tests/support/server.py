@@ -16,7 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from ipaddress import IPv4Network
 from pathlib import Path
 
@@ -236,7 +236,7 @@ class Server:
         return [
             str(path)
             for place in places
-            for path in place.rglob("*")
+            for path in _below(place)
             if any(map(_ID.fullmatch, path.parts)) and not _DIGESTS.intersection(path.parts)
         ]
 
@@ -270,6 +270,13 @@ def _subnets(token: str) -> list[str]:
     """Return ranges that two servers of one host hardly share."""
     second, third = 64 + int(token[:2], 16) % 64, int(token[2:4], 16)
     return [f"10.{second}.{third}.0/24", f"fd00:7e57:{token[:4]}:{token[4:]}::/64"]
+
+
+def _below(place: Path) -> Iterator[Path]:
+    """Yield every path below a directory; what goes while we look is not there."""
+    for directory, directories, files in os.walk(place):
+        for name in (*directories, *files):
+            yield Path(directory, name)
 
 
 def _mounts() -> set[str]:
