@@ -229,7 +229,7 @@ class Server:
 
     def _cgroups(self) -> list[str]:
         parents = [each / self.cgroup_parent[1:] for each in (_CGROUPS, *_hierarchies())]
-        return [str(path) for each in parents for path in each.glob("**/")]
+        return [directory for each in parents for directory, _below, _files in os.walk(each)]
 
     def _files(self) -> list[str]:
         places = (self.root, self.state, self.place / "state-files")
