@@ -31,7 +31,7 @@ demo: setup  ## the main job: a server, an image, a pod with logs and exec, thro
 	$(BIN)/python -m demo $(ARGS)
 
 test: setup  ## every test that this host can run; prints what it had to skip, and why
-	$(BIN)/python -m pytest
+	$(BIN)/python tests/lanes.py $(ARGS)
 
 check: setup  ## format, lint, types, import contracts, and the tests of the tree itself
 	$(BIN)/ruff format --check .

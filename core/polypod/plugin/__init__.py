@@ -38,6 +38,7 @@ from polypod.plugin.ids import (
     new_id,
 )
 from polypod.plugin.images import (
+    Changes,
     FilesystemUsage,
     Image,
     ImageConfig,
@@ -47,6 +48,7 @@ from polypod.plugin.images import (
     Looks,
     Progress,
     PullProgress,
+    Reloadable,
 )
 from polypod.plugin.network import (
     Attachment,
@@ -109,6 +111,7 @@ from polypod.plugin.runtime import (
     BackendEvent,
     BackendState,
     BackendStatus,
+    Checkpointable,
     ContainerDetail,
     ContainerExited,
     ContainerSpec,
@@ -160,6 +163,8 @@ __all__ = [
     "BackendStatus",
     "BlockRootfs",
     "Capabilities",
+    "Changes",
+    "Checkpointable",
     "CommandType",
     "ContainerConfig",
     "ContainerDetail",
@@ -232,6 +237,7 @@ __all__ = [
     "ProfileType",
     "Progress",
     "PullProgress",
+    "Reloadable",
     "Resizable",
     "ResourceExhausted",
     "Resources",

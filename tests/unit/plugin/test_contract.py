@@ -33,7 +33,7 @@ def test_all_holds_every_public_class_of_the_contract():
 
 
 def test_hooks_are_all_specified_and_documented():
-    assert len(HOOKS) == 13
+    assert len(HOOKS) == 21
     for name in HOOKS:
         method = getattr(Hooks, name)
         assert hasattr(method, f"{hooks.PROJECT}_spec"), name
