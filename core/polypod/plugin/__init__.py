@@ -60,9 +60,12 @@ from polypod.plugin.network import (
 )
 from polypod.plugin.observer import (
     CommandType,
+    ContainerFacts,
     Observer,
     ObserverServices,
     ObserverType,
+    SandboxFacts,
+    Snapshot,
 )
 from polypod.plugin.oci import (
     OCI_VERSION,
@@ -169,6 +172,7 @@ __all__ = [
     "ContainerConfig",
     "ContainerDetail",
     "ContainerExited",
+    "ContainerFacts",
     "ContainerId",
     "ContainerMetadata",
     "ContainerSecurity",
@@ -248,6 +252,7 @@ __all__ = [
     "RuntimeType",
     "SandboxConfig",
     "SandboxDied",
+    "SandboxFacts",
     "SandboxId",
     "SandboxNamespaces",
     "SandboxRequest",
@@ -257,6 +262,7 @@ __all__ = [
     "SecurityProfile",
     "SelinuxOptions",
     "Session",
+    "Snapshot",
     "StatsSource",
     "Stdio",
     "Supervisor",
