@@ -4,6 +4,7 @@ Spec:
     kubernetes/cri-api api.proto, RuntimeService.CheckpointContainer, CheckpointPod, RestorePod; reliability E20.
 """
 
+import asyncio
 import io
 import json
 import tarfile
@@ -137,6 +138,27 @@ async def test_a_name_that_is_taken_is_refused(captured, pods, cri):
     box = pod.container_config(SCRIPT, name="box")
     error = await refused(cri.restore_pod(str(place), pod.config, [box]))
     assert error.code is grpc.StatusCode.ALREADY_EXISTS
+
+
+async def test_a_repeated_restore_joins_the_first(captured, pods, cri):
+    pod, _box, place = captured
+    config = pods.config("second")
+    box = pod.container_config(SCRIPT, name="box")
+    first, again = await asyncio.gather(
+        *(cri.restore_pod(str(place), config, [box]) for _ in range(2))
+    )
+    assert first == again
+    assert len(await cri.list_sandboxes()) == 2
+    await cri.start_container(first.restored_containers[0].container_id)
+    another = pod.container_config("echo another", name="box")
+    third = pods.config("third")
+    results = await asyncio.gather(
+        *(cri.restore_pod(str(place), third, [each]) for each in (box, another)),
+        return_exceptions=True,
+    )
+    (refusal,) = [each for each in results if isinstance(each, CriError)]
+    assert refusal.code is grpc.StatusCode.ALREADY_EXISTS
+    assert len(await cri.list_sandboxes()) == 3
 
 
 async def test_places_and_options_that_are_wrong(able, pods, cri, tmp_path):

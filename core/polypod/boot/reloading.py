@@ -113,7 +113,7 @@ class Reloading:
                 self._seen = await self._settled()
                 await self._guarded(self._read)
             elif self._last.waiting:
-                await self._guarded(self._apply)
+                await self._guarded(self._again)
 
     async def _wait(self) -> bool:
         """Return whether somebody asked, or False after a while."""
@@ -167,6 +167,12 @@ class Reloading:
         return [
             each for each in self._assembled.opener.stores.values() if isinstance(each, Reloadable)
         ]
+
+    async def _again(self) -> None:
+        """Try once more what waited; what was wrong with the files since then stays told."""
+        error = self._last.error
+        await self._apply()
+        self._last = replace(self._last, error=error)
 
     async def _apply(self) -> None:
         wanted, before = self._wanted, self._running

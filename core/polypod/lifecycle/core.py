@@ -90,6 +90,7 @@ class Core:
         heart = self._heart
         recovery = Recovery(heart, self._containers, self._teardown, self._events)
         recovered = await recovery.run()
+        self._restoring.clean()
         for handler in heart.parts.handlers.values():
             self.handling.listen(handler)
         self._background.spawn("stats", self._stats.watch())

@@ -32,6 +32,9 @@ from polypod.plugin.images import Changes
 from polypod.plugin.requests import ContainerConfig, SandboxConfig
 
 _THREADS = 2
+_ROOMS = "restores"
+"""Where checkpoints are unpacked, below the server's state."""
+_Asked = tuple[str, SandboxConfig, str, tuple[ContainerConfig, ...]]
 
 
 class Restoring:
@@ -72,6 +75,29 @@ class Restoring:
             kubernetes/cri-api api.proto, RuntimeService.RestorePod.
         """
         refuse_options(options)
+        asked = (checkpoint, config, handler, tuple(containers))
+        key = ("restore", config.metadata)
+        work = self._heart.joins.run(key, lambda: self._restored(*asked))
+        done, sandbox_id, made = await work
+        if done != asked:
+            raise AlreadyExists(
+                f"another request restores {config.metadata.namespace}/{config.metadata.name} "
+                "at the same time: one of them is enough"
+            )
+        return sandbox_id, made
+
+    def clean(self) -> None:
+        """Remove what an earlier daemon had unpacked and not used when it died."""
+        remove_tree(self._heart.parts.state / _ROOMS)
+
+    async def _restored(
+        self,
+        checkpoint: str,
+        config: SandboxConfig,
+        handler: str,
+        containers: tuple[ContainerConfig, ...],
+    ) -> tuple[_Asked, SandboxId, dict[str, ContainerId]]:
+        """Restore a pod; a call that is repeated meanwhile joins this one."""
         chosen = self._heart.handler(handler)
         checkpointable(self._heart, chosen)
         if self._heart.sandbox_names.holder(config.metadata) is not None:
@@ -82,16 +108,17 @@ class Restoring:
         archives = await self._run(files.read_pod, checkpoint)
         _check_names(checkpoint, archives, containers)
         with ExitStack() as stack:
-            room = self._heart.parts.state / "restores" / secrets.token_hex(8)
-            await self._run(_make, room)
+            room = self._heart.parts.state / _ROOMS / secrets.token_hex(8)
             stack.callback(remove_tree, room)
+            await self._run(_make, room)
             summaries = {
                 name: await self._run(files.unpack, archive, room / str(number))
                 for number, (name, archive) in enumerate(archives.items())
             }
             unpacked = {name: room / str(number) for number, name in enumerate(archives)}
             _check_types(summaries, chosen)
-            return await self._made(config, handler, containers, summaries, unpacked)
+            sandbox_id, made = await self._made(config, handler, containers, summaries, unpacked)
+        return (checkpoint, config, handler, containers), sandbox_id, made
 
     async def _made(
         self,

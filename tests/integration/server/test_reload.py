@@ -80,6 +80,14 @@ async def test_a_changed_handler_waits_for_its_pods(server, files, cri):
     (files / "config.toml").write_text(changed)
     await eventually(lambda: _waits(cri, {"sim"}))
     assert "1 sandbox lives by it" in (await told(cri))["reload"]["waiting"]["sim"]
+    # A wrong file that comes meanwhile stays told, however often what waits is tried again.
+    (files / "config.d" / "x.toml").write_text("[server]\nlog_levl = 'debug'\n")
+    await eventually(lambda: _refused(cri))
+    await asyncio.sleep(0.3)
+    assert "did you mean" in (await told(cri))["reload"]["error"]
+    assert await _waits(cri, {"sim"})
+    (files / "config.d" / "x.toml").unlink()
+    await eventually(lambda: _accepted(cri))
     other = await run(cri, "other", "sim")
     for each in (pod, other):
         await cri.stop_sandbox(each)

@@ -155,3 +155,11 @@ async def test_an_unusable_handler_is_named_in_the_refusal(server, cri):
         await cri.run_sandbox(config, "odd")
     assert refused.value.code is grpc.StatusCode.NOT_FOUND
     assert "option 'odd' is unknown" in refused.value.text
+
+
+async def test_what_a_dead_daemon_had_unpacked_is_removed(server, cri):
+    left = server.place / "state" / "restores" / "half" / "backend"
+    left.mkdir(parents=True)
+    (left / "file").write_text("x")
+    await server.start().ready()
+    assert not left.parent.parent.exists()
